@@ -1,0 +1,301 @@
+"""The engine: models loaded on demand and kept, the least used one dropped when memory is short."""
+
+from __future__ import annotations
+
+import gc
+from collections import OrderedDict
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from fluxwatchd.config import EngineSettings, Profile
+from fluxwatchd.engine import Beat, Ticket, faults, footprint, memory, passes, plain, resume, silent
+from fluxwatchd.imageio import Picture
+from fluxwatchd.job import Checkpoint, Upscaled
+
+if TYPE_CHECKING:
+    from fluxwatchd.engine.dino import FeatureCache
+    from fluxwatchd.engine.model import Model
+
+Key = tuple[str, ...]
+Tiling = tuple[int | str, int | str]
+"""``tile_size`` and ``overlap``, which a warm profile was checked with."""
+
+WARM_SIDE = 32
+"""Side of the source that a model is warmed up with, px."""
+
+
+class ResidentEngine:
+    """One device and the models on it; see :class:`fluxwatchd.engine.Engine`."""
+
+    def __init__(
+        self,
+        settings: EngineSettings | None = None,
+        *,
+        device: str | None = None,
+        state_dir: Path | None = None,
+    ) -> None:
+        self._settings = settings or EngineSettings()
+        self._device = device
+        self._state_dir = state_dir
+        self._models: OrderedDict[Key, Model] = OrderedDict()
+        self._warmed: set[tuple[Key, Tiling]] = set()
+        self._features: FeatureCache | None = None
+
+    @property
+    def device(self) -> str:
+        """torch's name of the device. Raises ConfigError if the one that is set is not there."""
+        if self._device is None:
+            self._device = memory.find_devices(self._settings)[0]
+        return self._device
+
+    def warm(self, profile: Profile, beat: Beat = silent) -> Checkpoint:
+        """Load what ``profile`` needs and run it once on a small picture, if that was not done."""
+        resolved = profile.resolved()
+        key, tiling = model_key(resolved), (resolved.tile_size, resolved.overlap)
+        if key in self._models and (key, tiling) in self._warmed:
+            return self._models[key].checkpoint
+        checkpoint = self._try(profile, beat)
+        if key in self._models:
+            self._warmed.add((key, tiling))
+        return checkpoint
+
+    def _try(self, profile: Profile, beat: Beat) -> Checkpoint:
+        """Upscale a small picture."""
+        trial = profile.resolved()
+        if trial.scale is None:  # an overlap may fit what a target size comes to, and not this
+            free = {"target_megapixels": None, "target_long_side": None, "overlap": "auto"}
+            trial = profile.model_copy(update=free).resolved()
+        side, larger = WARM_SIDE, 8 * WARM_SIDE
+        if plain.reason(trial, (side, side)) and not plain.reason(trial, (larger, larger)):
+            side = larger  # at a scale of 1.01 a small square does not grow
+        line = np.linspace(0.0, 1.0, side, dtype=np.float32)
+        square = np.repeat(np.outer(line, line)[..., None], 3, axis=2)
+        return self.upscale(Picture(square), trial, 0, beat).checkpoint
+
+    def upscale(
+        self,
+        picture: Picture,
+        profile: Profile,
+        seed: int,
+        beat: Beat = silent,
+        *,
+        ticket: Ticket | None = None,
+    ) -> Upscaled:
+        """Upscale one picture. What goes wrong is classified here and nowhere else."""
+        profile = profile.resolved()
+        try:
+            footprint.refuse_crowded(profile, picture)
+            if plain.reason(profile, (picture.width, picture.height)) is not None:
+                done = plain.upscale(picture, profile, beat)
+            else:
+                done = self._with_model(picture, profile, seed, beat, ticket)
+            return replace(done, notes=(*done.notes, *plain.size_notes(profile, picture)))
+        except Exception as error:
+            known = faults.classify(error)
+            if known is error:
+                raise
+            raise known from error
+
+    def _with_model(
+        self, picture: Picture, profile: Profile, seed: int, beat: Beat, ticket: Ticket | None
+    ) -> Upscaled:
+        """Load if need be and run; if memory is short, without the models that are not needed."""
+        from fluxwatchd.engine import relief
+
+        clock = plain.Clock()
+        with clock("load"):
+            model = self._model(profile, beat)
+            if model.holding is not None:
+                model.holding.spare = self._spare
+            relief.patiently(model, partial(model.text, profile.prompt))
+        try:
+            done = self._run(model, picture, profile, seed, beat=beat, ticket=ticket)
+        except (RuntimeError, MemoryError) as error:
+            if len(self._models) == 1 or not faults.is_memory(error):
+                raise
+            done = None
+        if done is None:
+            while len(self._models) > 1:
+                self._evict()
+            done = self._run(model, picture, profile, seed, beat=beat, ticket=ticket)
+        done = replace(done, seconds={**clock.seconds, **done.seconds})
+        return self._told(profile, model, done)
+
+    def _spare(self) -> bool:
+        """Drop every model but the one at work; whether there was another."""
+        if len(self._models) == 1:
+            return False
+        while len(self._models) > 1:
+            self._evict()
+        return True
+
+    def _told(self, profile: Profile, model: Model, done: Upscaled) -> Upscaled:
+        """``done`` with the plan that the model came down to, which it keeps from now on."""
+        plan = model.holding.plan if model.holding else model.checkpoint.plan
+        before = model.checkpoint.plan
+        if plan == before:
+            return done
+        checkpoint = replace(model.checkpoint, plan=plan)
+        self._models[model_key(profile)] = replace(model, checkpoint=checkpoint)
+        said = f"memory was short: the plan became {plan}, after {before}"
+        return replace(done, checkpoint=checkpoint, notes=(*done.notes, said))
+
+    def _keeper(self, ticket: Ticket | None, turn: int, beat: Beat) -> resume.Keeper:
+        """Who keeps the state of a pass: nobody without a ticket or a place for it."""
+        if ticket is None or self._state_dir is None:
+            return resume.Keeper(beat=beat)
+        store = resume.Store(self._state_dir)
+        store.prune(keep=store.path(ticket, turn))
+        return resume.Keeper(store, ticket, beat, turn=turn)
+
+    def _run(
+        self,
+        model: Model,
+        picture: Picture,
+        profile: Profile,
+        seed: int,
+        *,
+        beat: Beat,
+        ticket: Ticket | None,
+    ) -> Upscaled:
+        """Every pass that the scale takes."""
+        done: list[Upscaled] = []
+        for one in passes.split(profile, picture, model.variant):
+            keeper = self._keeper(ticket, one.turn, beat)
+            given = done[-1].picture if done else picture
+            done.append(self._pass(model, given, one.profile, seed, keeper))
+            keeper.settle()
+        return passes.join(done)
+
+    def _pass(
+        self,
+        model: Model,
+        picture: Picture,
+        profile: Profile,
+        seed: int,
+        keeper: resume.Keeper,
+    ) -> Upscaled:
+        from fluxwatchd.engine import guidance, pipeline
+
+        batch = memory.tile_batch(
+            self._settings,
+            self.device,
+            tokens=pipeline.tile_tokens(model, picture, profile),
+            width=model.width,
+            size=model.dtype.itemsize,
+        )
+        return pipeline.upscale(
+            model,
+            picture,
+            profile,
+            seed,
+            batch=batch,
+            beat=keeper.beat,
+            cache=self._cache(),
+            make_guide=partial(guidance.make_guide, beat=keeper.beat),
+            keeper=keeper,
+        )
+
+    def _model(self, profile: Profile, beat: Beat) -> Model:
+        """The model for a resolved profile, loaded if it is not resident."""
+        key = model_key(profile)
+        if key in self._models:
+            self._models.move_to_end(key, last=False)
+            return self._models[key]
+        self._make_room(profile)
+        model: Model | None = None
+        while model is None:
+            try:
+                model = self._load(profile, beat)
+            except (RuntimeError, MemoryError) as error:
+                if not (self._models and faults.is_memory(error)):
+                    raise
+            if model is None:
+                self._evict()
+        self._models[key] = model
+        self._models.move_to_end(key, last=False)
+        return model
+
+    def _load(self, profile: Profile, beat: Beat) -> Model:
+        from fluxwatchd.engine import guidance, loading
+
+        model = loading.load(profile, self._settings, self.device, self._state_dir, beat)
+        return guidance.with_decoder(model, profile, self._settings)
+
+    def _make_room(self, profile: Profile) -> None:
+        """Drop models until the weights of ``profile`` fit, with as much again to work in."""
+        from fluxwatchd.engine import loading
+
+        if self._models:
+            need = 2 * loading.weight_bytes(profile, self._settings, self.device)
+            while self._models and memory.free_bytes(self.device) < need:
+                self._evict()
+
+    def _evict(self) -> None:
+        """Drop the model that was used the longest ago."""
+        dropped, _ = self._models.popitem(last=True)
+        self._warmed = {(key, tiling) for key, tiling in self._warmed if key != dropped}
+        _free()
+
+    def _cache(self) -> FeatureCache | None:
+        if self._features is None and self._state_dir is not None:
+            from fluxwatchd.engine.dino import FeatureCache
+
+            self._features = FeatureCache(self._state_dir / "dino")
+        return self._features
+
+    def resident(self) -> tuple[str, ...]:
+        """Variants and models held, the last used first, with the plan where it is not resident."""
+        names = (_named(key, model) for key, model in self._models.items())
+        return tuple(dict.fromkeys(names))
+
+    def close(self) -> None:
+        """Drop every model."""
+        if self._models:
+            self._models.clear()
+            self._warmed.clear()
+            _free()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def model_key(profile: Profile) -> Key:
+    """What of a resolved profile decides which modules are needed, and which DINO beside them."""
+    dino_unused = profile.dino_mode == "off" or profile.dino_strength == 0
+    return (
+        profile.variant,
+        profile.model or "",
+        profile.dino_encoder or "",
+        profile.dino_adapter or "",
+        "no dino" if dino_unused else profile.dino_mode,
+        *(f"{lora.path}*{lora.scale}" for lora in profile.lora),
+    )
+
+
+def _named(key: Key, model: Model) -> str:
+    name = " ".join(part for part in key[:2] if part)
+    plan = model.holding.plan if model.holding else "resident"
+    return name if plan == "resident" else f"{name} ({plan})"
+
+
+def _free() -> None:
+    """Give memory back, the device's too."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""Which files of the inboxes are pictures, quiet and whole."""

@@ -1,0 +1,128 @@
+"""Constant, gradient and noise pictures of awkward sizes: right size, true colours, no border."""
+
+import numpy as np
+import pytest
+import tiny
+
+from fluxwatchd.config import EngineSettings, Profile
+from fluxwatchd.engine import color, open_engine, resize
+from fluxwatchd.imageio import Picture
+
+RING, INSIDE = 4, 16
+"""px: how wide the border is that is looked at, and how far from the edge the inside begins."""
+
+
+def constant(height, width):
+    return np.broadcast_to(np.float32([0.8, 0.5, 0.3]), (height, width, 3)).copy()
+
+
+def gradient(height, width):
+    y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
+    return np.stack([x, y, 1 - (x + y) / 2], -1).astype(np.float32) * 0.8 + 0.1
+
+
+def noise(height, width):
+    return np.random.default_rng(height).uniform(0.2, 0.8, (height, width, 3)).astype(np.float32)
+
+
+KINDS = {"constant": constant, "gradient": gradient, "noise": noise}
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with open_engine(EngineSettings(device="cpu")) as opened:
+        yield opened
+
+
+def ring_and_inside(error):
+    """Means over the border and over the inside of (H, W, 3), levels."""
+    ring = np.ones(error.shape[:2], bool)
+    ring[RING:-RING, RING:-RING] = False
+    return error[ring].mean() * 255, error[INSIDE:-INSIDE, INSIDE:-INSIDE].mean() * 255
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variant", ["nano", "lanczos"])
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (7, 5)])
+def test_a_picture_of_a_few_pixels_keeps_its_colours(engine, variant, kind, size):
+    source = KINDS[kind](*size)
+    done = engine.upscale(Picture(source), Profile(variant=variant, scale=4.0), 1).picture.pixels
+    assert done.shape == (size[0] * 4, size[1] * 4, 3)
+    back = done.reshape(size[0], 4, size[1], 4, 3).mean((1, 3))
+    most = 30 if kind == "noise" else 6
+    assert np.abs(back - source).max() * 255 < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("size", "scale"), [((257, 1031), 1.5), ((300, 4000), 1.1)])
+def test_nano_leaves_no_border_on_pictures_of_awkward_sizes(engine, kind, size, scale):
+    source = KINDS[kind](*size)
+    profile = Profile(variant="nano", scale=scale, dino_mode="off")
+    done = engine.upscale(Picture(source), profile, 1).picture.pixels
+    wanted = tuple(round(side * scale) for side in size)
+    assert done.shape == (*wanted, 3)
+    base = np.clip(resize.lanczos(source, (wanted[1], wanted[0])), 0, 1)
+    ring, inside = ring_and_inside(np.abs(done - base))
+    assert ring < 1.25 * inside + 0.25
+    if kind != "noise":
+        assert max(ring, inside) < 1.5
+
+
+@pytest.mark.parametrize(("size", "scale"), [((257, 1031), 2.0), ((300, 4000), 1.25)])
+def test_lanczos_leaves_no_border_on_pictures_of_awkward_sizes(engine, size, scale):
+    profile = Profile(variant="lanczos", scale=scale)
+    flat, slope, rough = (
+        engine.upscale(Picture(make(*size)), profile, 1).picture.pixels for make in KINDS.values()
+    )
+    wanted = tuple(round(side * scale) for side in size)
+    assert flat.shape == slope.shape == rough.shape == (*wanted, 3)
+    assert np.abs(flat - constant(1, 1)).max() < 1e-6
+    # a pixel's centre in the source; beyond the outermost centres the slope ends
+    y, x = (
+        np.clip((np.arange(n) + 0.5) / scale - 0.5, 0, side - 1) / (side - 1)
+        for n, side in zip(wanted, size, strict=True)
+    )
+    y, x = np.meshgrid(y, x, indexing="ij")
+    ideal = np.stack([x, y, 1 - (x + y) / 2], -1) * 0.8 + 0.1
+    assert np.abs(slope - ideal).max() * 255 < 1
+    ring, inside = ring_and_inside((rough - rough.mean()) ** 2)
+    assert 0.7 < ring / inside < 1.5
+
+
+# --- colours --------------------------------------------------------------------------------
+
+
+def test_a_cast_is_measured_in_lab_units():
+    base = tiny.photo(100, 140) * 0.5 + 0.25
+    lab = color.to_lab(base)
+    lab[..., 1] += 3.0
+    lab[..., 2] += 4.0
+    assert color.shift(color.from_lab(lab), base) == pytest.approx(5, abs=0.1)
+    assert color.shift(base, base) == 0
+
+
+def test_grain_is_no_cast():
+    base = tiny.photo(256, 320) * 0.5 + 0.25
+    grain = np.random.default_rng(0).normal(0, 4 / 255, (256, 320, 1)).astype(np.float32)
+    assert color.shift(base + grain, base) < 0.2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (300, 9)])
+def test_a_picture_of_any_size_has_a_colour_shift(shape):
+    base = constant(*shape)
+    assert color.shift(base, base) == 0
+    assert color.shift(base + 0.1, base) > 5
+
+
+@pytest.mark.parametrize("variant", ["nano", "nano-img2img"])
+def test_the_lock_is_on_by_default_and_off_is_off(engine, variant):
+    picture = Picture(tiny.photo(40, 56))
+    keys = {"variant": variant, "scale": 2.0, "strength": 0.6, "steps": 2, "dino_mode": "off"}
+    on, off = (
+        engine.upscale(picture, Profile(**keys, **more), 7) for more in ({}, {"color_fix": "off"})
+    )
+    assert Profile().color_fix == "wavelet"
+    assert on.color_shift < off.color_shift / 2
+    base = np.clip(resize.lanczos(picture.pixels, (112, 80)), 0, 1)
+    assert color.shift(off.picture.pixels, base) == pytest.approx(off.color_shift, abs=0.02)

@@ -189,7 +189,7 @@ def choose(load: Load, room: Room, wish: str = "auto") -> Choice:
 
 def _fits(need: Need, room: Room) -> bool:
     if room.same:
-        return need.device + need.host <= room.device
+        return need.device + need.host - RESERVE <= room.device  # one memory, one reserve
     return need.device <= room.device and need.host <= room.host
 
 

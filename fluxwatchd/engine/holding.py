@@ -5,12 +5,12 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
 
-from fluxwatchd.engine import faults, fp8, plans
+from fluxwatchd.engine import faults, fp8, kernels, plans
 from fluxwatchd.engine.streaming import Stream, leaves
 from fluxwatchd.errors import ConfigError, EngineLost
 
@@ -51,6 +51,11 @@ class Holding:
         return "fp8" in self.plan
 
     @property
+    def products(self) -> bool:
+        """Whether float8 layers multiply in float8, where the device can."""
+        return fp8.multiplies(self.device)
+
+    @property
     def stream(self) -> Stream | None:
         """What brings the weights to the device, where they do not stay there."""
         return self._stream
@@ -65,16 +70,16 @@ class Holding:
     def keep(self, path: str, module: nn.Module) -> nn.Module:
         """The module to use in place of ``module``, whose own tensors have just been read."""
         if self.narrow and isinstance(module, nn.Linear) and fp8.BLOCKS in path:
-            return fp8.Float8Linear(module)
+            return fp8.Float8Linear(module, products=self.products)
         return module
 
     def attach(self, transformer: nn.Module) -> None:
         """Begin to bring the weights to the device, if the plan asks for it."""
         self._module = transformer
-        blocks: Any = cast(Any, transformer)
+        if self.plan.startswith("sequential"):
+            kernels.plain_blocks(transformer)  # hooks on layers are not seen by compiled blocks
         if self.plan.startswith("stream"):
-            order = [*blocks.transformer_blocks, *blocks.single_transformer_blocks]
-            self._stream = Stream(order, self.device)
+            self._stream = Stream(kernels.blocks(transformer), self.device)
         elif self.plan.startswith("sequential"):
             self._stream = Stream(leaves(transformer), self.device, ahead=0, alone=True)
 
@@ -93,7 +98,7 @@ class Holding:
             if self._stream is not None:
                 self._stream.close()
             if wide and self.narrow:
-                fp8.squeeze(self._module)
+                fp8.squeeze(self._module, products=self.products)
             self.attach(self._module)
         except (RuntimeError, MemoryError) as error:
             raise EngineLost(

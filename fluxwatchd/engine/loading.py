@@ -98,7 +98,9 @@ def load(
         files=files,
     )
     text(profile.prompt)
-    choice = choose_plan(recipe, parts, profile, settings, device)
+    beside = places.beside(parts, profile, dtype.itemsize)
+    pixel = plans.TINY_VALUES if parts.bundled else plans.PIXEL_VALUES
+    choice = choose(recipe, profile, settings, device, beside=beside, pixel=pixel)
     holding = Holding(torch.device(device), choice.plan, lower=settings.memory == "auto")
     vae = load_vae(parts.vae, dtype, device)
     check_fit(recipe.config, vae, variant, parts)  # before the many gigabytes are read
@@ -186,18 +188,24 @@ def read_recipe(parts: Parts, profile: Profile) -> Recipe:
     return Recipe(path, config, state, found)
 
 
-def choose_plan(
-    recipe: Recipe, parts: Parts, profile: Profile, settings: EngineSettings, device: str
+def choose(
+    recipe: Recipe,
+    profile: Profile,
+    settings: EngineSettings,
+    device: str,
+    *,
+    beside: int,
+    pixel: int = plans.PIXEL_VALUES,
 ) -> Choice:
-    """The memory plan by what is free now; said in the log."""
+    """The memory plan by what is free now; said in the log. See plans.Load."""
     variant, size = profile.kind, memory.dtype_for(device).itemsize
     need = plans.Load(
         weights=plans.count({name: weight.shape for name, weight in recipe.state.items()}),
         size=size,
-        beside=places.beside(parts, profile, size),
+        beside=beside,
         width=recipe.state["x_embedder.weight"].shape[0],
         tokens=(variant.native_tile // variant.unit) ** 2 + variant.text_length,
-        pixel=plans.TINY_VALUES if parts.bundled else plans.PIXEL_VALUES,
+        pixel=pixel,
     )
     choice = plans.choose(need, memory.room(device), settings.memory)
     log.info("memory plan of %s: %s, %s", variant.name, choice.plan, choice.why)

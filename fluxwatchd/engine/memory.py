@@ -93,13 +93,17 @@ def dtype_size(device: str) -> int:
 
 
 def free_bytes(device: str) -> int:
-    """Memory that can be had now, bytes: the device's, or the host's within its cgroup's limit."""
+    """Memory that can be had now, bytes: the device's, or the host's within its cgroup's limit.
+
+    Of the device's no more than torch may take (torch.cuda.set_per_process_memory_fraction).
+    """
     if device != "cpu":
         import torch
 
-        free, _ = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + held
+        free, total = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.memory_reserved(device)
+        most = round(total * torch.cuda.get_per_process_memory_fraction(device))
+        return min(free, most - reserved) + reserved - torch.cuda.memory_allocated(device)
     return host_free()
 
 
@@ -149,8 +153,8 @@ def _room(cgroup: Path) -> int:
     return sys.maxsize
 
 
-def tile_batch(settings: EngineSettings, device: str, tokens: int, width: int, size: int) -> int:
-    """How many tiles to evaluate at once, at least 1.
+def most_tiles(settings: EngineSettings, device: str, tokens: int, width: int, size: int) -> int:
+    """How many tiles can be evaluated at once, at least 1.
 
     ``tokens`` of a tile, ``width`` of the model, ``size`` bytes a value. Takes at most half of what
     is free.

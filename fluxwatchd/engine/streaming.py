@@ -6,7 +6,8 @@ need them. Without one the layers take their tensors from where they lie, in the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +16,20 @@ from torch import Tensor, nn
 
 AHEAD = 1
 """Blocks that are fetched while another runs."""
+ALIGNED = 256
+"""Bytes at whose multiples tensors begin, as the allocator has it: kernels rely on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A tensor of a layer: whose it is, by which name, and where it lies in host memory."""
+    """A tensor of a layer: whose it is, by which name, and which bytes of its unit's it is."""
 
     owner: nn.Module
     name: str
-    host: Tensor
+    start: int
+    end: int
+    dtype: torch.dtype
+    shape: torch.Size
 
     def put(self, tensor: Tensor) -> None:
         """Let the layer have ``tensor``."""
@@ -33,6 +39,25 @@ class Slot:
             self.owner._parameters[self.name] = held
         else:
             self.owner._buffers[self.name] = tensor
+
+    def put_from(self, whole: Tensor) -> None:
+        """Let the layer have its part of the unit's bytes."""
+        self.put(whole[self.start : self.end].view(self.dtype).view(self.shape))
+
+    def vacate(self, device: torch.device) -> None:
+        """Let the layer have nothing."""
+        self.put(torch.empty(0, dtype=self.dtype, device=device))
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is brought to the device at once: its tensors' bytes in host memory, one after another.
+
+    One copy brings them all.
+    """
+
+    host: Tensor
+    slots: tuple[Slot, ...]
 
 
 class Stream:
@@ -51,19 +76,25 @@ class Stream:
         alone: bool = False,
     ) -> None:
         self.device, self.ahead = device, ahead
-        self._slots: list[list[Slot]] = []
-        self._there: dict[int, tuple[list[Tensor], torch.cuda.Event | None]] = {}
+        self._units: list[Unit] = []
+        self._there: dict[int, tuple[Tensor, torch.cuda.Event | None]] = {}
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._hooks: list[Any] = []
         self.most = 0
         """Most units that were on the device at once."""
-        for i, unit in enumerate(units):
-            slots = _take(unit, device, alone=alone)
-            _vacate(slots, device)  # before the next: not all are there twice, pinned and not
-            self._slots.append(slots)
+        pinned: list[int] = []
+        self._unpin = weakref.finalize(self, _unpin, pinned)
+        for i, module in enumerate(units):
+            unit = _take(module, alone=alone)  # its tensors leave the device before the next's
+            if self._copies is not None and unit.host.numel():
+                _pin(unit.host)
+                pinned.append(unit.host.data_ptr())
+            for slot in unit.slots:
+                slot.vacate(device)
+            self._units.append(unit)
             self._hooks += [
-                unit.register_forward_pre_hook(lambda _, given, i=i: self._enter(i)),
-                unit.register_forward_hook(
+                module.register_forward_pre_hook(lambda _, given, i=i: self._enter(i)),
+                module.register_forward_hook(
                     lambda _, given, out, i=i: self._leave(i), always_call=True
                 ),
             ]
@@ -74,57 +105,76 @@ class Stream:
             hook.remove()
         self._hooks.clear()
         self._there.clear()
-        for slots in self._slots:
-            for slot in slots:
-                slot.put(slot.host)
+        if self._copies is not None:
+            self._copies.synchronize()
+        self._unpin()
+        for unit in self._units:
+            for slot in unit.slots:
+                slot.put_from(unit.host)
 
     def _enter(self, i: int) -> None:
         """Have unit ``i`` there, and begin to fetch those that run next."""
         self._fetch(i)
         for following in range(i + 1, i + 1 + self.ahead):
-            self._fetch(following % len(self._slots))
-        tensors, event = self._there[i]
+            self._fetch(following % len(self._units))
+        whole, event = self._there[i]
         if event is not None:
             torch.cuda.current_stream(self.device).wait_event(event)
-        for slot, tensor in zip(self._slots[i], tensors, strict=True):
-            slot.put(tensor)
+        for slot in self._units[i].slots:
+            slot.put_from(whole)
 
     def _leave(self, i: int) -> None:
-        """Forget unit ``i``'s copies; the device's memory goes back once it has run there too."""
-        tensors, _ = self._there.pop(i, ([], None))
-        if self._copies is not None:
-            for tensor in tensors:
-                tensor.record_stream(torch.cuda.current_stream(self.device))
-        _vacate(self._slots[i], self.device)
+        """Forget unit ``i``'s copy; the device's memory goes back once it has run there too."""
+        there = self._there.pop(i, None)
+        if self._copies is not None and there is not None:
+            there[0].record_stream(torch.cuda.current_stream(self.device))
+        for slot in self._units[i].slots:
+            slot.vacate(self.device)
 
     def _fetch(self, i: int) -> None:
         if i in self._there:
             return
+        host = self._units[i].host
         if self._copies is None:
-            self._there[i] = ([slot.host.to(self.device) for slot in self._slots[i]], None)
+            self._there[i] = (host.to(self.device), None)
         else:
             with torch.cuda.stream(self._copies):
-                tensors = [slot.host.to(self.device, non_blocking=True) for slot in self._slots[i]]
-                self._there[i] = (tensors, self._copies.record_event())
+                whole = host.to(self.device, non_blocking=True)
+                self._there[i] = (whole, self._copies.record_event())
         self.most = max(self.most, len(self._there))
 
 
-def _take(unit: nn.Module, device: torch.device, *, alone: bool) -> list[Slot]:
-    """A unit's tensors, moved to host memory, pinned where a GPU is to fetch them."""
-    slots = []
-    for owner in [unit] if alone else list(unit.modules()):
+def _take(module: nn.Module, *, alone: bool) -> Unit:
+    """A unit's tensors, copied to host memory."""
+    slots, tensors, end = [], [], 0
+    for owner in [module] if alone else list(module.modules()):
         named = [*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)]
         for name, tensor in named:
-            host = tensor.detach().cpu()
-            if device.type == "cuda" and not host.is_pinned():
-                host = host.pin_memory()
-            slots.append(Slot(owner, name, host))
-    return slots
+            start = -(-end // ALIGNED) * ALIGNED
+            end = start + tensor.numel() * tensor.element_size()
+            slots.append(Slot(owner, name, start, end, tensor.dtype, tensor.shape))
+            tensors.append(tensor)
+    host = torch.empty(end, dtype=torch.uint8)
+    for slot, tensor in zip(slots, tensors, strict=True):
+        bytes_of = tensor.detach().contiguous().flatten().view(torch.uint8)
+        host[slot.start : slot.end].copy_(bytes_of)
+    return Unit(host, tuple(slots))
 
 
-def _vacate(slots: Iterable[Slot], device: torch.device) -> None:
-    for slot in slots:
-        slot.put(torch.empty(0, dtype=slot.host.dtype, device=device))
+def _pin(host: Tensor) -> None:
+    """Lock a tensor's memory where it lies, so that a GPU can fetch it by itself.
+
+    torch's own pinned memory comes in powers of two, which would take half as much again.
+    """
+    runtime: Any = torch.cuda.cudart()
+    torch.cuda.check_error(int(runtime.cudaHostRegister(host.data_ptr(), host.numel(), 0)))
+
+
+def _unpin(pointers: list[int]) -> None:
+    runtime: Any = torch.cuda.cudart() if pointers else None
+    for pointer in pointers:
+        runtime.cudaHostUnregister(pointer)
+    pointers.clear()
 
 
 def leaves(module: nn.Module) -> list[nn.Module]:

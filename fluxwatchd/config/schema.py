@@ -396,6 +396,10 @@ class EngineSettings(Frozen):
     tile_batch: TileBatch | Auto = Field(
         "auto", description="tiles computed at once on a GPU, and between two chances to stop"
     )
+    compile: Literal["auto", "off"] = Field(
+        "auto",
+        description="auto: FLUX.1 is compiled on a GPU, which takes a minute once; off: never",
+    )
     vae: Annotated[Weights | None, AUTO] = Field(
         None, description="VAE for a single-file model: file or folder; auto: the model's"
     )

@@ -285,8 +285,9 @@ class SmallDecoder:
         """
         tiny = model.vae if is_tiny(model.vae) else model.tiny
         if tiny is not None:
-            return cls(tiny, model.vae)
-        return cls(model.vae, model.vae, shrink=max(1, min(MOST_SHRINK, int(scale))))
+            return cls(tiny, model.vae.as_written)
+        vae = model.vae.as_written
+        return cls(vae, vae, shrink=max(1, min(MOST_SHRINK, int(scale))))
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(1, 3, H, W) in 0..1 -> its latent, unshrunk, in windows; no gradient."""

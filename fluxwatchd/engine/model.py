@@ -12,6 +12,7 @@ from torch import nn
 from fluxwatchd.engine.dino import DinoEncoder
 from fluxwatchd.engine.flux import Text
 from fluxwatchd.engine.holding import Holding
+from fluxwatchd.engine.kernels import Tuning
 from fluxwatchd.engine.projector import Projector
 from fluxwatchd.engine.vae import Vae
 from fluxwatchd.job import Checkpoint
@@ -28,8 +29,8 @@ class Model:
     ``packing`` is latent cells per token side. ``dino_reason`` says why ``encoder`` is None;
     ``encoder_name`` and ``adapter_name`` are what the record calls them. ``tiny`` is a small
     decoder of the same latents for guidance, where ``vae`` is not small itself. ``holding`` is how
-    the transformer's weights are held, None where they are simply there. ``notes`` are sentences on
-    how it was loaded, for the record.
+    the transformer's weights are held, None where they are simply there; ``tuning`` what was found
+    about its speed on a GPU. ``notes`` are sentences on how it was loaded, for the record.
     """
 
     variant: Variant
@@ -47,6 +48,7 @@ class Model:
     dino_reason: str | None = None
     tiny: Vae | None = None
     holding: Holding | None = None
+    tuning: Tuning | None = None
     notes: tuple[str, ...] = ()
 
     @property

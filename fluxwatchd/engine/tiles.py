@@ -138,3 +138,18 @@ def plan_axis(length: int, native: int, overlap: int) -> Axis:
 def plan(height: int, width: int, native: int, overlap: int) -> Grid:
     """A grid over ``height`` x ``width`` units of tiles of about ``native`` units a side."""
     return Grid(plan_axis(height, native, overlap), plan_axis(width, native, overlap))
+
+
+def plan_fixed(height: int, width: int, size: int, overlap: int) -> Grid:
+    """A grid of tiles of exactly ``size`` units a side, spread evenly; at most one a short side.
+
+    They overlap by ``overlap`` or more.
+    """
+    return Grid(_fixed_axis(height, size, overlap), _fixed_axis(width, size, overlap))
+
+
+def _fixed_axis(length: int, size: int, overlap: int) -> Axis:
+    if length <= size:
+        return Axis(length, length, (0,))
+    count = math.ceil((length - overlap) / (size - overlap))
+    return Axis(length, size, tuple((length - size) * i // (count - 1) for i in range(count)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -11,18 +12,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fluxwatchd.engine import Beat, faults
-from fluxwatchd.engine.tiles import Grid, Tile, Weights, plan
+from fluxwatchd.engine import Beat, faults, kernels, memory
+from fluxwatchd.engine.tiles import Grid, Tile, Weights, plan, plan_fixed
 from fluxwatchd.errors import ConfigError
 
 Floats = NDArray[np.float32]
 
 CPU_WINDOW = 384
 """Side of a window on a CPU, px: larger ones fall out of its cache and take longer a pixel."""
-GPU_WINDOW = 1024
-"""Side of a window on a GPU, px: 8 GB of memory do for FLUX.1's autoencoder."""
+GPU_WINDOW = 1088
+"""Side of a window on a GPU, px: 8 GB of memory do for FLUX.1's autoencoder. With FLUX.1's overlap
+of 64 px, n of them cover n x 1024 px."""
+ON_DEVICE = 8
+"""A decoded picture is put together on a GPU if it takes at most this part of what is free."""
 OVERLAP_CELLS = 8
 """Overlap of two windows, latent cells: what a cell sees around it, mostly."""
+NEVER = -1
 LEAST_WINDOW = 2 * OVERLAP_CELLS
 """Side below which no window is halved, latent cells."""
 
@@ -35,7 +40,8 @@ class Vae:
 
     Pixels are (B, 3, H, W) in 0..1; latents (B, channels, H/factor, W/factor), normalised by
     z = (raw - shift) * scale as the model's configuration says. H and W are multiples of
-    ``factor``.
+    ``factor``. ``compiled``: side, latent cells, of the square windows that it is compiled for; 0
+    if it is not, NEVER if it is and is to run as written all the same.
     """
 
     module: nn.Module
@@ -45,6 +51,7 @@ class Vae:
     scale: float
     device: torch.device
     dtype: torch.dtype
+    compiled: int = 0
 
     @classmethod
     def of(cls, module: nn.Module, dtype: torch.dtype = torch.float32) -> Vae:
@@ -68,15 +75,27 @@ class Vae:
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels to normalised latents, float32; the distribution's mode, so nothing is random."""
         scaled = (pixels.to(self.device) * 2 - 1).to(self.dtype)
-        out = cast(Any, self.module).encode(scaled.contiguous(memory_format=self._layout))
+        with self._for_window([side // self.factor for side in pixels.shape[-2:]]):
+            out = cast(Any, self.module).encode(scaled.contiguous(memory_format=self._layout))
         raw = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
         return cast(Tensor, (raw.float() - self.shift) * self.scale)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents to pixels, float32, not clipped."""
         raw = (latents.to(self.device).float() / self.scale + self.shift).to(self.dtype)
-        out = cast(Any, self.module).decode(raw.contiguous(memory_format=self._layout))
+        with self._for_window(latents.shape[-2:]):
+            out = cast(Any, self.module).decode(raw.contiguous(memory_format=self._layout))
         return cast(Tensor, out.sample.float() * 0.5 + 0.5)
+
+    def _for_window(self, sides: Sequence[int]) -> AbstractContextManager[None]:
+        """Compiled for the one size of windows, and without a gradient; else as written."""
+        fits = all(side == self.compiled for side in sides) and not torch.is_grad_enabled()
+        return nullcontext() if fits or not self.compiled else kernels.as_written(self.module)
+
+    @property
+    def as_written(self) -> Vae:
+        """The same, never compiled: what is compiled holds to the algorithms it was compiled by."""
+        return replace(self, compiled=NEVER) if self.compiled else self
 
     @property
     def _layout(self) -> torch.memory_format:
@@ -128,20 +147,34 @@ def _in_windows(vae: Vae, work: Callable[[int], Work]) -> Work:
 def _encode(vae: Vae, pixels: Floats, side: int, beat: Beat) -> Tensor:
     height, width = pixels.shape[0] // vae.factor, pixels.shape[1] // vae.factor
     out = torch.zeros(vae.channels, height, width, device=vae.device)
-    for tile, weight in _walk(plan(height, width, side, OVERLAP_CELLS), 1, "encode", beat):
+    for tile, weight in _walk(_windows(vae, height, width, side), 1, "encode", beat):
         rows, columns = tile.cut(vae.factor)
-        window = torch.from_numpy(pixels[rows, columns].transpose(2, 0, 1)[None])
-        out[:, *tile.cut()] += vae.encode(window)[0] * torch.from_numpy(weight).to(vae.device)
+        window = torch.from_numpy(np.ascontiguousarray(pixels[rows, columns])).to(vae.device)
+        latents = vae.encode(window.permute(2, 0, 1)[None])[0]
+        out[:, *tile.cut()] += latents * torch.from_numpy(weight).to(vae.device)
     return out
 
 
 def _decode(vae: Vae, latents: Tensor, side: int, beat: Beat) -> Floats:
-    height, width = latents.shape[1:]
-    out = np.zeros((height * vae.factor, width * vae.factor, 3), np.float32)
-    for tile, weight in _walk(plan(height, width, side, OVERLAP_CELLS), vae.factor, "decode", beat):
-        pixels = vae.decode(latents[None, :, *tile.cut()])[0]
-        out[tile.cut(vae.factor)] += pixels.permute(1, 2, 0).cpu().numpy() * weight[..., None]
-    return out
+    height, width = (side * vae.factor for side in latents.shape[1:])
+    windows = _windows(vae, *latents.shape[1:], side)
+    home = vae.device if _has_room(vae.device, 12 * height * width) else torch.device("cpu")
+    out = torch.zeros(height, width, 3, device=home)
+    for tile, weight in _walk(windows, vae.factor, "decode", beat):
+        pixels = vae.decode(latents[None, :, *tile.cut()])[0].permute(1, 2, 0).to(home)
+        out[tile.cut(vae.factor)] += pixels * torch.from_numpy(weight).to(home)[..., None]
+    return cast(Floats, out.cpu().numpy())
+
+
+def _windows(vae: Vae, height: int, width: int, side: int) -> Grid:
+    """Windows over (height, width) latent cells: even ones, or of the size it is compiled for."""
+    layout = plan_fixed if side == vae.compiled else plan
+    return layout(height, width, side, OVERLAP_CELLS)
+
+
+def _has_room(device: torch.device, size: int) -> bool:
+    """Whether ``size`` bytes are little beside what a GPU has free."""
+    return device.type == "cuda" and size <= memory.free_bytes(str(device)) // ON_DEVICE
 
 
 def _walk(windows: Grid, per: int, stage: str, beat: Beat) -> Iterator[tuple[Tile, Weights]]:

@@ -19,6 +19,7 @@ from fluxwatchd.daemon.letters import Again, Closed, End, Letter, Stuck
 from fluxwatchd.daemon.patience import Patience
 from fluxwatchd.daemon.queue import Key, TurnQueue, Waiting
 from fluxwatchd.daemon.requests import cancelled
+from fluxwatchd.daemon.station import Station, Trial
 from fluxwatchd.daemon.taking import (
     Earlier,
     NotYet,
@@ -101,6 +102,11 @@ class Floor:
         self._writers = Writers(self._handover, self.send, len(workers) + 1)
         for worker in workers:
             worker.start()
+
+    @property
+    def stations(self) -> list[Station]:
+        """Every device at work, once."""
+        return list(dict.fromkeys(worker.station for worker in self.workers))
 
     def send(self, letter: Letter) -> None:
         """Tell the floor something; from any thread."""
@@ -424,7 +430,7 @@ class Floor:
     def _warmed(self, letter: Warm) -> None:
         self.warm[letter.lane] = letter.checkpoints
         if self.ready():
-            log.info("ready", devices=[worker.device for worker in self.workers])
+            log.info("ready", devices=[station.device for station in self.stations])
 
     def has_same(self, prepared: Prepared, checkpoint: Checkpoint) -> bool:
         """Whether an earlier result can be copied instead; from the engine threads."""
@@ -483,5 +489,6 @@ class Floor:
     def try_out(self, settings: EngineSettings, profiles: tuple[Profile, ...]) -> None:
         """Have every engine try other settings after its job; ``tried`` fills with the answers."""
         self.tried = {}
+        trial = Trial(settings, profiles)
         for worker in self.workers:
-            worker.try_out(settings, profiles)
+            worker.try_out(trial)

@@ -105,13 +105,14 @@ class Reporter:
 
     def _live(self) -> dict[str, Any]:
         workers = self.floor.workers
+        stations = self.floor.stations
         return {
             "pid": os.getpid(),
             "version": __version__,
             "state": "ready" if self.floor.ready() else "loading",
             "since": self._started,
-            "devices": [worker.device for worker in workers],
-            "resident": [list(worker.resident) for worker in workers],
+            "devices": [station.device for station in stations],
+            "resident": [list(station.resident) for station in stations],
             "running": [_progress(worker) for worker in workers if worker.pulse.progress],
             "folders": self.inboxes.describe(),
             "config_problem": self.config_problem,
@@ -122,9 +123,9 @@ class Reporter:
 def _progress(worker: Worker) -> dict[str, Any]:
     progress = worker.pulse.progress
     if progress is None:
-        return {"device": worker.device}
+        return {"device": worker.station.device}
     return {
-        "device": worker.device,
+        "device": worker.station.device,
         "file": progress.name,
         "stage": progress.stage,
         "done": progress.done,

@@ -24,6 +24,7 @@ from fluxwatchd.daemon.queue import TurnQueue
 from fluxwatchd.daemon.report import Reporter
 from fluxwatchd.daemon.requests import Clerk
 from fluxwatchd.daemon.state import opened
+from fluxwatchd.daemon.station import Station
 from fluxwatchd.daemon.taking import Taker
 from fluxwatchd.daemon.worker import Worker
 from fluxwatchd.delivery import Delivery, Homes, recover
@@ -129,8 +130,9 @@ class Server:
         for row in self._journal.interrupted_runs():
             if row.inbox not in known:  # a folder that is watched no more
                 self._journal.crashed(row.id)
-        found = enumerate(self._devices(self._settings))
-        self._floor.open([self._worker(lane, device) for lane, device in found], self._inboxes)
+        stations = [self._station(device) for device in self._devices(self._settings)]
+        seats = [station for station in stations for _ in range(station.workers)]
+        self._floor.open([self._worker(*seat) for seat in enumerate(seats)], self._inboxes)
         self._inboxes.start()
 
     def _open(self, folder: Folder) -> None:
@@ -194,13 +196,18 @@ class Server:
             return devices(settings.engine)
         return (None,)
 
-    def _worker(self, lane: int, device: str | None) -> Worker:
-        return Worker(
-            lane,
+    def _station(self, device: str | None) -> Station:
+        return Station(
             self._settings.engine,
             device,
             _profiles(self._settings),
             state_dir=self._settings.daemon.state_dir,
+        )
+
+    def _worker(self, lane: int, station: Station) -> Worker:
+        return Worker(
+            lane,
+            station,
             pulse=Pulse(self._stop, self._clock, self._listener),
             tell=self._floor.send,
             same=self._floor.has_same,
@@ -315,7 +322,7 @@ class Server:
                 "daemon.state_dir cannot change while the daemon runs",
                 hint="Restart the daemon to use another state folder.",
             )
-        wanted, held = self._devices(new), tuple(w.device for w in self._floor.workers)
+        wanted, held = self._devices(new), tuple(s.device for s in self._floor.stations)
         if wanted != (None,) and new.engine.device != self._settings.engine.device:
             raise ConfigError(
                 f"engine.device cannot change while the daemon runs on {', '.join(held)}",

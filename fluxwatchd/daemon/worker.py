@@ -1,4 +1,4 @@
-"""One engine thread: it loads, warms up, and does one picture after the other."""
+"""One engine thread: it does one picture after the other on its station's device."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 
 from fluxwatchd import work
-from fluxwatchd.config import EngineSettings, Profile
-from fluxwatchd.daemon.pulse import LOADING, Pulse
+from fluxwatchd.daemon.pulse import Pulse
+from fluxwatchd.daemon.station import Station, Trial
 from fluxwatchd.daemon.taking import Prepared
-from fluxwatchd.engine import Engine, devices, open_engine
 from fluxwatchd.errors import (
     ConfigError,
     EngineLost,
@@ -84,53 +82,34 @@ class Tried:
 Event = Made | Broken | Known | Warm | Tried | Lost
 
 
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    settings: EngineSettings
-    profiles: tuple[Profile, ...]
-
-
 class Worker(threading.Thread):
-    """Owns one device's engine. ``tell`` is called from this thread with what came of each job.
+    """Does pictures on a device that it may share; ``tell`` is told what came of each job.
 
-    ``lane`` tells workers apart. ``device`` is None where no folder needs a model: it is found when
-    the first picture does, so that no picture runs elsewhere than the settings say.
-    ``same`` answers whether an earlier result of the job at hand, made by the given checkpoint,
-    can be copied instead.
+    ``lane`` tells workers apart. ``same`` answers whether an earlier result of the job at hand,
+    made by the given checkpoint, can be copied instead.
     """
 
     def __init__(
         self,
         lane: int,
-        settings: EngineSettings,
-        device: str | None,
-        profiles: tuple[Profile, ...],
+        station: Station,
         *,
-        state_dir: Path,
         pulse: Pulse,
         tell: Callable[[Event], None],
         same: Callable[[Prepared, Checkpoint], bool],
     ) -> None:
         super().__init__(name=f"engine-{lane}", daemon=True)
-        self.lane, self.pulse, self._device = lane, pulse, device
-        self._settings, self._profiles, self._state_dir = settings, profiles, state_dir
+        self.lane, self.station, self.pulse = lane, station, pulse
         self._tell, self._same = tell, same
-        self._inbox: queue.SimpleQueue[Prepared | _Trial | None] = queue.SimpleQueue()
-        self._engine: Engine | None = None
-        self.resident: tuple[str, ...] = ()
+        self._inbox: queue.SimpleQueue[Prepared | Trial | None] = queue.SimpleQueue()
 
     def give(self, prepared: Prepared) -> None:
         """The next picture to do."""
         self._inbox.put(prepared)
 
-    @property
-    def device(self) -> str:
-        """The device it runs on; the CPU as long as no model was needed."""
-        return self._device or "cpu"
-
-    def try_out(self, settings: EngineSettings, profiles: tuple[Profile, ...]) -> None:
+    def try_out(self, trial: Trial) -> None:
         """After the job at hand, use other settings if they work; a Tried says whether."""
-        self._inbox.put(_Trial(settings, profiles))
+        self._inbox.put(trial)
 
     def end(self) -> None:
         """End after the job at hand."""
@@ -139,12 +118,14 @@ class Worker(threading.Thread):
     def run(self) -> None:
         """Load, warm up, then work until told to end."""
         try:
-            self._open()
+            self._tell(Warm(self.lane, self.station.open(self.pulse)))
             while (item := self._inbox.get()) is not None:
-                if isinstance(item, _Trial):
-                    self._tell(self._try(item))
+                if isinstance(item, Trial):
+                    self._tell(Tried(self.lane, self.station.try_out(item, self.pulse)))
                 else:
-                    self._tell(self._do(item))
+                    with self.station.working():
+                        came = self._do(item)
+                    self._tell(came)
         except Interrupted:
             return  # a stop while loading: cancel() never ends a load
         except FluxwatchdError as error:
@@ -154,56 +135,7 @@ class Worker(threading.Thread):
             self._tell(Lost(EngineLost(f"{type(error).__name__}: {error}")))
         finally:
             self.pulse.end()
-            if self._engine is not None:
-                self._engine.close()
-
-    def _open(self) -> None:
-        """Load and warm what the folders need, so that READY is true."""
-        self.pulse.begin(LOADING)
-        self._renew()
-        checkpoints = self._warm_all(self._profiles)
-        self.pulse.end()
-        self._tell(Warm(self.lane, checkpoints))
-
-    def _renew(self) -> Engine:
-        """An engine by the settings of now, in place of the one there was."""
-        if self._engine is not None:
-            self._engine.close()
-        self._engine = open_engine(self._settings, device=self.device, state_dir=self._state_dir)
-        return self._engine
-
-    def _warm_all(self, profiles: tuple[Profile, ...]) -> tuple[Checkpoint, ...]:
-        checkpoints = tuple(self._ready(profile).warm(profile, self.pulse) for profile in profiles)
-        self.resident = self._ready().resident()
-        return checkpoints
-
-    def _ready(self, profile: Profile | None = None) -> Engine:
-        """The engine, on the device that the settings name once ``profile`` needs a model."""
-        if profile is not None and profile.kind.has_model and self._device is None:
-            self._device = devices(self._settings)[0]
-            return self._renew()
-        if self._engine is None:
-            raise EngineLost("the engine was never opened")
-        return self._engine
-
-    def _try(self, trial: _Trial) -> Tried:
-        """New settings: all of them work, or the old ones are as they were."""
-        before = (self._settings, self._profiles)
-        self.pulse.begin(LOADING)
-        try:
-            self._settings, self._profiles = trial.settings, trial.profiles
-            if trial.settings != before[0]:
-                self._renew()
-            self._warm_all(trial.profiles)
-        except (ConfigError, JobFailed, EngineLost) as error:
-            self._settings, self._profiles = before
-            if trial.settings != before[0]:
-                self._renew()
-                self._warm_all(before[1])
-            return Tried(self.lane, error)
-        finally:
-            self.pulse.end()
-        return Tried(self.lane, None)
+            self.station.leave()
 
     def _do(self, prepared: Prepared) -> Event:
         """One picture; every way it can end is an Event."""
@@ -232,12 +164,10 @@ class Worker(threading.Thread):
         return Made(prepared, Result(job, upscaled, started, time.time(), size))
 
     def _upscale(self, prepared: Prepared) -> Upscaled | Checkpoint:
-        profile = prepared.job.profile
-        (checkpoint,) = self._warm_all((profile,))
+        job = prepared.job
+        engine, checkpoint = self.station.warm(job.profile, self.pulse)
         if self._same(prepared, checkpoint):
             return checkpoint
-        engine = self._ready(profile)
-        job = prepared.job
         return engine.upscale(
-            prepared.picture, profile, job.seed, self.pulse, ticket=work.ticket(job)
+            prepared.picture, job.profile, job.seed, self.pulse, ticket=work.ticket(job)
         )

@@ -24,6 +24,7 @@ from fluxwatchd.engine.relief import patiently
 from fluxwatchd.engine.resume import NOBODY, Keeper, Place
 from fluxwatchd.engine.sight import Mode, Sight
 from fluxwatchd.engine.tiles import Grid, Tile, plan
+from fluxwatchd.engine.turns import Away, staying
 from fluxwatchd.engine.vae import Vae, decode_picture, encode_picture
 from fluxwatchd.errors import ConfigError
 from fluxwatchd.imageio import Picture
@@ -88,10 +89,12 @@ def upscale(
     cache: FeatureCache | None = None,
     make_guide: MakeGuide | None = None,
     keeper: Keeper = NOBODY,
+    away: Away = staying,
 ) -> Upscaled:
     """Upscale ``picture`` with a resolved ``profile``; ``batch`` tiles at once, at first.
 
-    ``keeper`` keeps where the picture stands, and knows where an earlier try came to.
+    ``keeper`` keeps where the picture stands, and knows where an earlier try came to. ``away`` is
+    entered for what needs no device.
 
     Raises ConfigError, JobFailed, and whatever ``beat`` and torch raise.
     """
@@ -102,7 +105,7 @@ def upscale(
     margin = margin_for(model, picture, profile)
     plan = make_plan(model, picture, profile, seed, can_guide=make_guide is not None, margin=margin)
     held.size = keeper.open(identity(model, plan)) or held.size
-    with clock("base"):
+    with away(), clock("base"):
         beat("base", 0, 1)
         source = resize.as_rgb(resize.visible(picture))
         base, alpha = resize.base(picture, profile.output_size(picture.width, picture.height))
@@ -135,13 +138,14 @@ def upscale(
     # 7. and 8. back to pixels, with the base's colours
     anchor = anchor_for(model.variant, profile, picture.format) if enlarges(base, source) else None
     develop = partial(
-        _develop, model.vae, plan, base, source=source, anchor=anchor, clock=clock, beat=beat
-    )
+        _develop, model.vae, plan, base,
+        source=source, anchor=anchor, clock=clock, beat=beat, away=away,
+    )  # fmt: skip
     image = patiently(model, partial(develop, latents))  # without the margin
 
     # stripes: where the borders of tokens show, once more with tokens in two places
     grid_of = partial(stripes.measure, base=base, period=model.unit)
-    with clock("stripes"):
+    with away(), clock("stripes"):
         striped = StripeRecord(model.unit, grid_of(image))
     if stripes.shows(striped):
         with clock("denoise"):
@@ -152,19 +156,21 @@ def upscale(
             latents, image, predict = shifted, other, predict.shifted()
 
     # 9. drift: how far the result strayed from the source; the worst tiles once more
-    drifts = patiently(model, partial(measure, seen, image, margin, clock, beat))
+    compare = partial(measure, seen, margin, clock=clock, beat=beat, away=away)
+    drifts = patiently(model, partial(compare, image))
     again = drifters(drifts, profile.max_drift)
     if again:
         with clock("denoise"):
             latents = rerun(latents, clean, predict, plan, indices=again, beat=beat)
         image = patiently(model, partial(develop, latents))
-        drifts = patiently(model, partial(measure, seen, image, margin, clock, beat))
+        drifts = patiently(model, partial(compare, image))
         striped = replace(striped, amplitude=grid_of(image))
 
     # 10. finish: alpha, depth and metadata back on
-    with clock("finish"):
+    with away(), clock("finish"):
         beat("finish", 0, 1)
         done = finish(picture, image, alpha)
+        strayed = color.shift(image, base)
         beat("finish", 1, 1)
     return Upscaled(
         picture=done,
@@ -176,7 +182,7 @@ def upscale(
         checkpoint=model.checkpoint,
         notes=notes(model, profile, again, striped),
         stripes=striped,
-        color_shift=color.shift(image, base),
+        color_shift=strayed,
         extra={**_extra(again, anchor), **keeper.told()},
     )
 
@@ -377,6 +383,7 @@ def _develop(
     anchor: Anchor | None,
     clock: Clock,
     beat: Beat,
+    away: Away,
 ) -> Floats:
     """Latents to pixels (H, W, 3) of the picture itself, colours locked, tied to the source."""
     with clock("decode"):
@@ -386,7 +393,7 @@ def _develop(
             image = decode_picture(vae, latents, beat)
     image = image[plan.shown]
     beat("color", 0, 1)
-    with clock("color"):
+    with away(), clock("color"):
         image = color.lock(image, base, plan.profile.color_fix)
         if anchor is None:
             return image
@@ -409,14 +416,15 @@ Drifts = tuple[list[float], float]
 
 
 def measure(
-    seen: Sight | None, image: Floats, margin: Margin, clock: Clock, beat: Beat
+    seen: Sight | None, margin: Margin, image: Floats, *, clock: Clock, beat: Beat, away: Away
 ) -> Drifts | None:
     """Drift of the result, mirrored as the source was, from the source; None without an encoder."""
     if seen is None:
         return None
-    with clock("drift"):
-        height, width = (side - 2 * margin.source for side in seen.size)
+    height, width = (side - 2 * margin.source for side in seen.size)
+    with away(), clock("drift"):
         small = resize.pad(resize.lanczos(image, (width, height)), 1, margin.source)
+    with clock("drift"):
         return seen.drift(np.clip(small, 0.0, 1.0), beat)
 
 

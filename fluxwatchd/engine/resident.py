@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,15 +12,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fluxwatchd.config import EngineSettings, Profile
 from fluxwatchd.engine import Beat, Ticket, faults, footprint, memory, passes, plain, resume, silent
+from fluxwatchd.engine.turns import Turns
 from fluxwatchd.imageio import Picture
 from fluxwatchd.job import Checkpoint, Upscaled
 
 if TYPE_CHECKING:
     from fluxwatchd.engine.dino import FeatureCache
     from fluxwatchd.engine.model import Model
+    from fluxwatchd.engine.turns import Away
+
+    Load = Callable[[Profile, EngineSettings, str, Path | None, Beat], Model]
 
 Key = tuple[str, ...]
 Tiling = tuple[int | str, int | str]
@@ -30,7 +36,11 @@ WARM_SIDE = 32
 
 
 class ResidentEngine:
-    """One device and the models on it; see :class:`fluxwatchd.engine.Engine`."""
+    """One device and the models on it; see :class:`fluxwatchd.engine.Engine`.
+
+    Several threads may call :meth:`upscale`: they take turns on the device. ``load`` makes the
+    models; loading.load by default.
+    """
 
     def __init__(
         self,
@@ -38,13 +48,16 @@ class ResidentEngine:
         *,
         device: str | None = None,
         state_dir: Path | None = None,
+        load: Load | None = None,
     ) -> None:
+        self._load_model = load
         self._settings = settings or EngineSettings()
         self._device = device
         self._state_dir = state_dir
         self._models: OrderedDict[Key, Model] = OrderedDict()
         self._warmed: set[tuple[Key, Tiling]] = set()
         self._features: FeatureCache | None = None
+        self._turns = Turns()
 
     @property
     def device(self) -> str:
@@ -67,15 +80,24 @@ class ResidentEngine:
     def _try(self, profile: Profile, beat: Beat) -> Checkpoint:
         """Upscale a small picture."""
         trial = profile.resolved()
+        kind = trial.kind
+        if kind.has_text and self.device != "cpu":  # what is compiled is compiled for such sizes
+            return self._try_tiles(trial, beat)
         if trial.scale is None:  # an overlap may fit what a target size comes to, and not this
             free = {"target_megapixels": None, "target_long_side": None, "overlap": "auto"}
             trial = profile.model_copy(update=free).resolved()
         side, larger = WARM_SIDE, 8 * WARM_SIDE
         if plain.reason(trial, (side, side)) and not plain.reason(trial, (larger, larger)):
             side = larger  # at a scale of 1.01 a small square does not grow
-        line = np.linspace(0.0, 1.0, side, dtype=np.float32)
-        square = np.repeat(np.outer(line, line)[..., None], 3, axis=2)
-        return self.upscale(Picture(square), trial, 0, beat).checkpoint
+        return self.upscale(Picture(ramp(side)), trial, 0, beat).checkpoint
+
+    def _try_tiles(self, trial: Profile, beat: Beat) -> Checkpoint:
+        """One step of FLUX.1 on a picture of several tiles, which are not of the native size."""
+        steps = {"steps": 1, "scale": 2.0, "target_megapixels": None, "target_long_side": None}
+        trial = trial.model_copy(update=steps).resolved()
+        tile, _ = trial.tiling(2.0)
+        side = tile * trial.kind.unit * 3 // 4
+        return self.upscale(Picture(ramp(side)), trial, 0, beat).checkpoint
 
     def upscale(
         self,
@@ -93,7 +115,8 @@ class ResidentEngine:
             if plain.reason(profile, (picture.width, picture.height)) is not None:
                 done = plain.upscale(picture, profile, beat)
             else:
-                done = self._with_model(picture, profile, seed, beat, ticket)
+                with self._turns.mine(beat):
+                    done = self._with_model(picture, profile, seed, beat, ticket)
             return replace(done, notes=(*done.notes, *plain.size_notes(profile, picture)))
         except Exception as error:
             known = faults.classify(error)
@@ -182,13 +205,7 @@ class ResidentEngine:
     ) -> Upscaled:
         from fluxwatchd.engine import guidance, pipeline
 
-        batch = memory.tile_batch(
-            self._settings,
-            self.device,
-            tokens=pipeline.tile_tokens(model, picture, profile),
-            width=model.width,
-            size=model.dtype.itemsize,
-        )
+        batch = self._batch(model, pipeline.tile_tokens(model, picture, profile))
         return pipeline.upscale(
             model,
             picture,
@@ -199,7 +216,25 @@ class ResidentEngine:
             cache=self._cache(),
             make_guide=partial(guidance.make_guide, beat=keeper.beat),
             keeper=keeper,
+            away=self._away(keeper.beat),
         )
+
+    def _away(self, beat: Beat) -> Away:
+        """How a picture leaves a GPU to another one; on a CPU there is nothing to leave."""
+        from fluxwatchd.engine.turns import staying
+
+        return staying if self.device == "cpu" else self._turns.away(beat)
+
+    def _batch(self, model: Model, tokens: int) -> int:
+        """How many tiles of ``tokens`` go at once: what fits, and fills the device."""
+        from fluxwatchd.engine import kernels
+
+        most = memory.most_tiles(
+            self._settings, self.device, tokens, model.width, model.dtype.itemsize
+        )
+        if model.tuning is None or self._settings.tile_batch != "auto":
+            return most
+        return kernels.batch_for(model.tuning.full, tokens, most)
 
     def _model(self, profile: Profile, beat: Beat) -> Model:
         """The model for a resolved profile, loaded if it is not resident."""
@@ -222,10 +257,14 @@ class ResidentEngine:
         return model
 
     def _load(self, profile: Profile, beat: Beat) -> Model:
-        from fluxwatchd.engine import guidance, loading
+        from fluxwatchd.engine import guidance, kernels, loading, tuning
 
-        model = loading.load(profile, self._settings, self.device, self._state_dir, beat)
-        return guidance.with_decoder(model, profile, self._settings)
+        if self._state_dir is not None:
+            kernels.keep_below(self._state_dir)
+        load = self._load_model or loading.load
+        model = load(profile, self._settings, self.device, self._state_dir, beat)
+        model = guidance.with_decoder(model, profile, self._settings)
+        return tuning.tune(model, model.text(profile.prompt), self._settings, beat)
 
     def _make_room(self, profile: Profile) -> None:
         """Drop models until the weights of ``profile`` fit, with as much again to work in."""
@@ -284,6 +323,12 @@ def model_key(profile: Profile) -> Key:
         "no dino" if dino_unused else profile.dino_mode,
         *(f"{lora.path}*{lora.scale}" for lora in profile.lora),
     )
+
+
+def ramp(side: int) -> NDArray[np.float32]:
+    """A square of grey, (side, side, 3) in 0..1, brighter towards its lower right corner."""
+    line = np.linspace(0.0, 1.0, side, dtype=np.float32)
+    return np.repeat(np.outer(line, line)[..., None], 3, axis=2)
 
 
 def _named(key: Key, model: Model) -> str:

@@ -52,8 +52,10 @@ save_option = click.option(
 
 
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
+IMAGES: Mapping[str, Any] = MappingProxyType(
+    {"type": click.Path(path_type=Path), "help": "Their folder."}
+)
 COMMON = (
-    click.option("--images", type=click.Path(path_type=Path), required=True, help="Their folder."),
     click.option("--scale", type=float, default=4.0, show_default=True),
     click.option("--limit", type=click.IntRange(min=1), help="Only the first pictures by name."),
     click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="A profile key."),
@@ -65,9 +67,18 @@ COMMON = (
 
 def common(command: Callable[..., None]) -> Callable[..., None]:
     """The options of every measurement, before its own."""
-    for option in reversed(COMMON):
-        command = option(command)
-    return command
+    return with_images(click.option("--images", **IMAGES, required=True))(command)
+
+
+def with_images(images: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for a measurement with an option ``images`` of its own."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed((images, *COMMON)):
+            command = option(command)
+        return command
+
+    return add
 
 
 def carry_out(

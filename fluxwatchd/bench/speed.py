@@ -15,13 +15,23 @@ from typing import Any
 import click
 
 from fluxwatchd.bench.methods import NAMES, Attempt, Method, method
-from fluxwatchd.bench.options import NO_SETTINGS, carry_out, common, run_as_script, told
+from fluxwatchd.bench.options import (
+    IMAGES,
+    NO_SETTINGS,
+    carry_out,
+    finish,
+    run_as_script,
+    told,
+    with_images,
+)
 from fluxwatchd.bench.peers import REAL_ESRGAN
 from fluxwatchd.bench.pictures import Pair, find, pair
-from fluxwatchd.bench.report import machine, ran_line, table
+from fluxwatchd.bench.report import machine, ran_line, table, text_of
 from fluxwatchd.engine import open_engine
+from fluxwatchd.engine.plans import PLANS
 
 METHODS = ("nano", REAL_ESRGAN)
+DINO = ("off", "guide", "tokens", "both")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +200,74 @@ def _megapixels(shrunk: Sequence[Pair]) -> float:
     return float(sum(one.truth.shape[0] * one.truth.shape[1] for one in shrunk) / 1e6)
 
 
+RANDOM = "--random-weights"
+
+
 @click.command()
-@common
+@with_images(click.option("--images", **IMAGES))
 @click.option("--method", "methods", multiple=True, type=click.Choice(NAMES), default=METHODS)
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
-def command(**options: Any) -> None:
-    """Time upscaling beside what a user would pick instead."""
-    carry_out(measure, **options)
+@click.option(RANDOM, is_flag=True, help="FLUX.1 at its real shapes without a checkpoint.")
+@click.option("--variant", type=click.Choice(("schnell", "dev")), default="schnell")
+@click.option("--plan", "plans", multiple=True, type=click.Choice(PLANS))
+@click.option("--dino", "modes", multiple=True, type=click.Choice(DINO), default=DINO[:1])
+@click.option("--tile", "tiles", multiple=True, type=int, help="Output px; default: native.")
+@click.option("--steps", multiple=True, type=click.IntRange(min=1), default=(4,))
+@click.option("--cap", "caps", multiple=True, type=float, help="GB of the device, plan auto.")
+@click.option("--strength", type=float, default=0.3, show_default=True)
+@click.option("--side", type=int, default=512, show_default=True, help="Of the source, px.")
+@click.option("--no-peer", is_flag=True, help="Leave diffusers' own pipeline out.")
+@click.option("--tiny", is_flag=True, hidden=True)
+def command(*, random_weights: bool, **options: Any) -> None:
+    """Time upscaling beside what a user would pick instead.
+
+    With --random-weights: FLUX.1 by memory plan, DINO mode, tile and steps, beside diffusers' own
+    pipeline. The options from --variant on are for that.
+    """
+    if random_weights:
+        _random(**options)
+        return
+    if options["images"] is None:
+        raise click.UsageError(f"name --images, or {RANDOM}")
+    names = {"images", "scale", "limit", "pairs", "device", "save", "json", "methods", "rounds"}
+    carry_out(measure, **{name: options[name] for name in names})
+
+
+def _random(**given: Any) -> None:
+    """FLUX.1 with random weights; every line as soon as it is known."""
+    from fluxwatchd.bench import fluxspeed, randomflux
+    from fluxwatchd.bench.fluxspeed import Case
+    from fluxwatchd.config import EngineSettings
+    from fluxwatchd.engine import devices
+
+    setting = fluxspeed.Setting(
+        variant=given["variant"],
+        side=given["side"],
+        scale=int(given["scale"]),
+        strength=given["strength"],
+        rounds=given["rounds"],
+        device=given["device"] or devices(EngineSettings())[0],
+        shapes=randomflux.TINY if given["tiny"] else randomflux.FULL,
+    )
+    tiles = given["tiles"] or (None,)
+    cases = [
+        Case(plan, mode, tile, steps)
+        for plan in given["plans"] or (() if given["caps"] else PLANS[:2])
+        for mode in given["modes"]
+        for tile in tiles
+        for steps in given["steps"]
+    ]
+    cases += [Case("auto", "off", None, given["steps"][0], cap) for cap in given["caps"]]
+
+    def tell(one: fluxspeed.Timed) -> None:
+        click.echo(f"{one}", err=True)
+
+    peers = () if given["no_peer"] else given["steps"]
+    report = fluxspeed.measure(
+        setting, cases, peer_steps=peers, offload=bool(given["caps"]) and bool(peers), tell=tell
+    )
+    click.echo(text_of(report, json=given["json"]))
+    finish(report, given["save"])
 
 
 if __name__ == "__main__":

@@ -66,6 +66,8 @@ TEXT, TEXTS = 1 << 24, 1 << 26
 and 64, too few for some profiles."""
 
 PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
+MULTIPLIED = "RGBa"
+"""What pillow-heif calls colours that alpha was multiplied into."""
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 FOREIGN = (
@@ -261,7 +263,7 @@ def _layout(
         grey = bool(flags) and all(flag & avif.MONOCHROME for flag in flags)
         return ("L" if grey else mode), 16 if any(flag & avif.DEEP for flag in flags) else 8
     if kind == "JPEG2000":
-        bits = jp2.depth(file_head, bool(boxes and boxes.ycc), name)
+        bits = max(jp2.depths(file_head, bool(boxes and boxes.ycc), name))
         return {"I;16": "L"}.get(mode, mode), 16 if bits > 8 else 8
     if kind == "PPM" and file_head[:2] in (b"Pf", b"PF"):
         raise rejected(name, "a PNM with float samples", hint="Save it with 8 or 16 bits.")
@@ -316,7 +318,8 @@ def _open_heif(file: BinaryIO, name: str, length: int) -> Opened:
 
     heif = pillow_heif.open_heif(file, convert_hdr_to_8bit=False, hdr_to_16bit=False)
     deep = int(heif.info.get("bit_depth", 8)) > 8
-    mode = {"I": "L"}.get(heif.mode.split(";")[0], heif.mode.split(";")[0])
+    named = heif.mode.split(";")[0]
+    mode = {"I": "L", MULTIPLIED: "RGBA"}.get(named, named)
     width, height = heif.size
     header = Header(
         width, height, len(heif), "HEIF", f"{mode};16" if deep else mode, 16 if deep else 8

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fluxwatchd.imageio import exif as exif_block
-from fluxwatchd.imageio import iptc
+from fluxwatchd.imageio import iptc, multiplied
 from fluxwatchd.imageio.faults import damaged, rejected
 from fluxwatchd.imageio.picture import Metadata, believable
 
@@ -169,7 +169,7 @@ def samples(page: Any) -> tuple[NDArray[Any], NDArray[Any] | None, int]:
         return colour, None, largest
     alpha = extra[..., place]
     if page.extrasamples and int(page.extrasamples[place]) == ASSOCIATED:
-        colour = _unmultiplied(colour, alpha, largest)
+        colour = multiplied.straight(colour, alpha, largest)
     return colour, alpha, largest
 
 
@@ -191,13 +191,6 @@ def _through_palette(page: Any, index: NDArray[Any]) -> NDArray[Any]:
     table = np.asarray(page.colormap)
     table = table >> 8 if table.max() > 255 else table
     return np.moveaxis(table[:, np.minimum(index, table.shape[1] - 1)], 0, -1).astype(np.uint8)
-
-
-def _unmultiplied(colour: NDArray[Any], alpha: NDArray[Any], largest: int) -> NDArray[Any]:
-    """Colour that alpha was multiplied into (TIFF 6.0, section 18), as it was before."""
-    whole = colour.astype(np.float64) * largest / np.maximum(alpha, 1)[..., None]
-    unmultiplied: NDArray[Any] = np.rint(np.minimum(whole, largest)).astype(colour.dtype)
-    return unmultiplied
 
 
 def orientation(page: Any) -> int:

@@ -283,6 +283,25 @@ def test_a_maker_note_that_counts_from_the_block_is_moved_whole(head: bytes, ord
     assert data[value : value + len(text)] == text
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_the_footer_of_a_canons_note_moves_with_it(order: str) -> None:
+    text, header = b"An exacting owner\0", b"II*\0" if order == "<" else b"MM\0*"
+    entries = struct.pack(order + "HHHII", 1, 9, 2, len(text), 0) + bytes(4)
+    note = entries + text + header + bytes(4)
+    block = exif.Block(pictures.exif_block(1, order, note))
+    entry = exif.maker_note(block)
+    assert entry is not None
+    block.put("I", entry.value_place + 10, entry.value_place + len(entries))
+    block.put("I", entry.value_place + len(note) - 4, entry.value_place)
+    picture = imageio.Picture(
+        np.zeros((9, 9, 3), np.float32), metadata=imageio.Metadata(exif=bytes(block.data))
+    )
+    data = written(picture, "tiff")
+    place = data.index(text) - len(entries)
+    assert struct.unpack_from(order + "I", data, place + 10) == (place + len(entries),)
+    assert struct.unpack_from(order + "I", data, place + len(note) - 4) == (place,)
+
+
 # --- what damaged or unusual files carry ----------------------------------------------------
 
 

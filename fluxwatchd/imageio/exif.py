@@ -291,7 +291,16 @@ def shift_note(block: Block, was: int, by: int) -> None:
         if outside:
             for place in outside:
                 block.put("I", place, block.get("I", place) + by)
+            _shift_footer(block, note, by)
             return
+
+
+def _shift_footer(block: Block, note: Entry, by: int) -> None:
+    """Mend the end of a Canon's note: a TIFF header that says where the note once stood."""
+    place = note.value_place + note.size - 8
+    header = b"II*\0" if block.order == "<" else b"MM\0*"
+    if note.size > 8 and block.data[place : place + 4] == header:
+        block.put("I", place + 4, block.get("I", place + 4) + by)
 
 
 def _outside_values(block: Block, ifd: int, within: tuple[int, int]) -> list[int]:

@@ -457,3 +457,18 @@ def test_a_mask_on_a_page_of_its_own_is_no_second_picture() -> None:
     picture = imageio.read(out.getvalue())
     np.testing.assert_array_equal(np.rint(picture.pixels * 255), pictures.noise(3))
     assert picture.notes == ("a transparency mask on a page of its own was left out",)
+
+
+@pytest.mark.parametrize("name", ["rgb.png", "rgb16.png"])
+def test_a_text_with_a_wrong_checksum_costs_no_picture(name: str) -> None:
+    plain = pictures.corpus()[name].data
+    bad = pictures.png_chunk(b"tEXt", b"Title\0bird")[:-1] + b"\0"
+    good = pictures.png_chunk(b"tEXt", b"Author\0me")
+    block = pictures.png_chunk(b"eXIf", pictures.exif_block(6))[:-4] + bytes(4)
+    picture = imageio.read(plain[:33] + bad + good + plain[33:-12] + block + plain[-12:])
+    np.testing.assert_array_equal(picture.pixels, imageio.read(plain).pixels)
+    assert picture.metadata.text == (("Author", "me"),)
+    assert picture.notes == ("tEXt, eXIf left out: damaged, by its checksum",)
+    transparent = pictures.png_chunk(b"tRNS", bytes(6))[:-1] + b"\1"
+    with pytest.raises(InputRejected, match="truncated or damaged"):
+        imageio.read(plain[:33] + transparent + plain[33:])

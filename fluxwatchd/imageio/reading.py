@@ -212,7 +212,7 @@ def _space(samples: NDArray[Any]) -> str:
     return "gray" if samples.ndim == 2 or samples.shape[2] < 3 else "rgb"
 
 
-def _png_raster(opened: Opened, data: bytes) -> Raster:
+def _png_raster(opened: Opened, _data: bytes) -> Raster:
     """16-bit PNG by libpng: Pillow 13 reads 16-bit colour as 8."""
     import imagecodecs
 
@@ -220,7 +220,8 @@ def _png_raster(opened: Opened, data: bytes) -> Raster:
     pixels = [PNG_MAGIC]
     for kind, place, size in png_chunks(opened.file):
         if kind in PNG_PIXELS:
-            pixels.append(data[place - 8 : place + size + 4])
+            opened.file.seek(place - 8)
+            pixels.append(opened.file.read(size + 12))
     samples = imagecodecs.png_decode(b"".join(pixels))
     return _split(samples, 65535, _space(samples))
 

@@ -134,7 +134,8 @@ def fill_hidden(plane: Floats, alpha: Floats) -> Floats:
     height, width = alpha.shape
     half, box = ((width + 1) // 2, (height + 1) // 2), Image.Resampling.BOX
     weight = resize(alpha, half, box)
-    means = resize(plane * alpha, half, box) / np.maximum(weight, np.float32(1e-12))
+    means: Floats = resize(plane * alpha, half, box)
+    means /= np.maximum(weight, np.float32(1e-12))
     smaller = fill_hidden(means, weight)
     out = np.empty_like(alpha)
     for columns, around in in_strips(smaller, (width, height), Image.Resampling.BILINEAR):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import imagecodecs
 import numpy as np
 from PIL import Image
 
@@ -31,7 +32,10 @@ from fluxwatchd.engine import footprint, memory, open_engine
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A square picture of ``side`` px through ``variant``; ``alpha`` beside its colours or not."""
+    """A square picture of ``side`` px through ``variant``; ``alpha`` beside its colours or not.
+
+    ``holes``: some of it is transparent, and a colour profile other than sRGB goes with it.
+    """
 
     variant: str
     side: int
@@ -39,11 +43,13 @@ class Case:
     format: str = "png"
     depth: int = 8
     alpha: bool = False
+    holes: bool = False
 
     @property
     def name(self) -> str:
         """What it is called on the command line."""
         kind = ("RGBA" if self.alpha else "RGB") + (f"{self.depth}" if self.depth > 8 else "")
+        kind += "-holes" * self.holes
         return (
             f"{self.variant}-{round(self.side * self.scale)}-x{self.scale:g}-{kind}-{self.format}"
         )
@@ -59,6 +65,9 @@ CASES = (
     Case("lanczos", 2500, 4.0, "jpeg"),
     Case("lanczos", 2500, 4.0, "webp"),
     Case("lanczos", 8000, 1.0),
+    Case("lanczos", 4000, 1.01, depth=16, alpha=True, holes=True),
+    Case("lanczos", 4000, 1.5, depth=16, alpha=True, holes=True),
+    Case("lanczos", 4000, 1.5),
     Case("lanczos", 5000, 4.0),
     Case("nano", 256, 4.0),
     Case("nano", 512, 4.0),
@@ -161,7 +170,12 @@ def make_source(case: Case, images: Path, target: Path) -> None:
     samples = np.asarray(photo.resize((case.side, case.side), Image.Resampling.BICUBIC))
     pixels = samples.astype(np.float32) / np.float32(255)
     alpha = pixels[..., 0].copy() if case.alpha else None
-    imageio.write(imageio.Picture(pixels, alpha, depth=case.depth), target)
+    icc = None
+    if alpha is not None and case.holes:
+        alpha = np.clip(2 * alpha - np.float32(0.5), 0, 1)
+        icc = bytes(imagecodecs.cms_profile("adobergb"))
+    metadata = imageio.Metadata(icc=icc)
+    imageio.write(imageio.Picture(pixels, alpha, depth=case.depth, metadata=metadata), target)
 
 
 def run(case: Case, source: Path, folder: Path) -> Found:
@@ -174,6 +188,7 @@ def run(case: Case, source: Path, folder: Path) -> Found:
         stages, start = Stages(), time.perf_counter()
         stages("read", 0, 1)
         picture = work.decode(source.read_bytes(), chosen, source.name)
+        stages("", 0, 1)  # the engine begins to count anew
         done = engine.upscale(picture, chosen, 1, stages)
         stages("write", 0, 1)
         imageio.write(done.picture, folder / f"result.{case.format}", format=case.format)

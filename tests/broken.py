@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -39,6 +40,12 @@ def mutated(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
         change = CHANGES[int(random.integers(len(CHANGES)))]
         stem, _, suffix = name.rpartition(".")
         yield f"{case:05d}-{stem}-{change.__name__}.{suffix}", change(data, random)
+
+
+def before(name: str) -> str | None:
+    """The whole file that a mutated one was cut from; None for those changed in another way."""
+    found = re.fullmatch(r"\d+-(.*)-cut_off(\..*)", name)
+    return f"{found[1]}{found[2]}" if found else None
 
 
 Random = np.random.Generator

@@ -24,7 +24,8 @@ HEIGHT, WIDTH = 23, 37
 class Sample:
     """A file and what must be read from it; ``colour`` None where the format is lossy.
 
-    ``colour`` (H, W, C) and ``alpha`` (H, W) are integers of 0..``largest``.
+    ``colour`` (H, W, C) and ``alpha`` (H, W) are integers of 0..``largest``; ``ink`` (H, W, 4) is
+    what was put into a CMYK file, likewise.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Sample:
     alpha: Array | None
     largest: int
     has_alpha: bool
+    ink: Array | None = None
 
 
 def noise(channels: int, largest: int = 255, seed: int = 0) -> Array:
@@ -117,6 +119,14 @@ def _sample(
     return Sample(name, data, mode, depth, channels, colour, alpha, largest, has_alpha)
 
 
+def _ink(name: str, data: bytes, ink: Array, *, largest: int = 255, mode: str = "") -> Sample:
+    """A CMYK sample without a profile."""
+    depth = 16 if largest > 255 else 8
+    mode = mode or ("CMYK;16" if depth == 16 else "CMYK")
+    alpha = ink[..., 4] if ink.shape[2] > 4 else None
+    return Sample(name, data, mode, depth, 3, None, alpha, largest, alpha is not None, ink[..., :4])
+
+
 def _png() -> list[Sample]:
     grey, la, rgb, rgba = (noise(channels) for channels in (1, 2, 3, 4))
     bilevel = (noise(1) > 127)[..., 0]
@@ -152,6 +162,7 @@ def _png() -> list[Sample]:
         _sample("rgb16.png", deep_png(deep[3]), "RGB;16", deep[3], largest=65535),
         _sample("rgba16.png", deep_png(deep[4]), "RGBA;16", deep[4], largest=65535),
         *(_narrow_png(bits) for bits in (2, 4)),
+        *(_palette_png(bits) for bits in (1, 2, 4)),
         *(_keyed_png(bits) for bits in (1, 2, 4)),
         _keyed_deep_png(deep[1]),
         _keyed_deep_png(deep[3]),
@@ -180,6 +191,18 @@ def _narrow_png(bits: int) -> Sample:
     return _sample(f"l{bits}.png", narrow_png(values, bits), "L", values, largest=largest)
 
 
+@cache
+def table(bits: int) -> Array:
+    """A palette of as many colours as ``bits`` can number, (N, 3) uint8."""
+    return np.random.default_rng(bits).integers(0, 256, (1 << bits, 3), np.uint8)
+
+
+def _palette_png(bits: int) -> Sample:
+    index = noise(1, (1 << bits) - 1)[..., 0]
+    data = narrow_png(index, bits, (b"PLTE", table(bits).tobytes()), colour=3)
+    return _sample(f"p{bits}.png", data, "P", table(bits)[index])
+
+
 def _keyed_png(bits: int) -> Sample:
     values, largest = noise(1, (1 << bits) - 1)[..., 0], (1 << bits) - 1
     data = narrow_png(values, bits, (b"tRNS", struct.pack(">H", 1)))
@@ -203,13 +226,21 @@ def _jpeg_webp() -> list[Sample]:
         _sample("l.jpg", pillow(grey, "L", "JPEG", quality=95), "L", None),
         _sample("rgb.jpg", pillow(rgb, "RGB", "JPEG", quality=95), "RGB", None),
         _sample("progressive.jpg", pillow(rgb, "RGB", "JPEG", progressive=True), "RGB", None),
-        _sample("cmyk.jpg", encoded(ink, "JPEG", quality=95), "CMYK", None),
+        _ink("cmyk.jpg", encoded(ink, "JPEG", quality=95), cmyk),
+        _ink("ycck.jpg", _ycck(cmyk), cmyk),
         _sample("rgb.webp", pillow(rgb, "RGB", "WEBP", quality=90), "RGB", None),
         _sample("lossless.webp", pillow(rgb, "RGB", "WEBP", lossless=True), "RGB", rgb),
         _sample("lossy-alpha.webp", pillow(smooth(4), "RGBA", "WEBP", quality=90), "RGBA", None),
         _sample("420.jpg", pillow(rgb, "RGB", "JPEG", quality=95, subsampling=2), "RGB", None),
         _sample("rgba.webp", pillow(rgba, "RGBA", "WEBP", lossless=True, exact=True), "RGBA", rgba),
     ]
+
+
+def _ycck(ink: Array) -> bytes:
+    """A JPEG as Photoshop writes it: turned, and in YCCK by its Adobe segment."""
+    turned = np.ascontiguousarray(255 - ink)
+    coded = imagecodecs.jpeg8_encode(turned, level=95, colorspace="CMYK", outcolorspace="YCCK")
+    return bytes(coded)
 
 
 def _tiff() -> list[Sample]:
@@ -232,7 +263,7 @@ def _tiff() -> list[Sample]:
             rgb,
         ),
         _sample("rgba.tif", tiff(rgba, photometric="rgb", **unassociated), "RGBA", rgba),
-        _sample("cmyk.tif", encoded(ink, "TIFF"), "CMYK", None),
+        _ink("cmyk.tif", encoded(ink, "TIFF"), rgba),
         _sample(
             "l16.tif",
             tiff(deep[1], byteorder=">", compression="zlib", predictor=True),
@@ -275,13 +306,26 @@ def _tiff() -> list[Sample]:
         _sample("zstd.tif", tiff(rgb, photometric="rgb", compression="zstd"), "RGB", rgb),
         _sample("jpeg.tif", inner, "RGB", None),
         _sample("tiled-planes.tif", planes, "RGBA;16", deep[4], largest=65535),
-        _sample("cmyk16.tif", tiff(deep[4], photometric="separated"), "CMYK;16", None),
+        _ink("cmyk16.tif", separated(deep[4]), deep[4], largest=65535),
+        _ink("cmyk4.tif", separated(noise(4, 15), bitspersample=4), noise(4, 15), largest=15),
+        _ink(
+            "cmyk12.tif",
+            separated(noise(4, 4095), bitspersample=12),
+            noise(4, 4095),
+            largest=4095,
+        ),
+        _ink("cmyka.tif", separated(noise(5), **unassociated), noise(5), mode="CMYKA"),
     ]
     for name, array in (("la.tif", la), ("la16.tif", deep[2])):
         mode, largest = ("LA;16", 65535) if array.dtype == np.uint16 else ("LA", 255)
         data = tiff(array, photometric="minisblack", planarconfig="contig", **unassociated)
         samples.append(_sample(name, data, mode, array, largest=largest))
     return samples
+
+
+def separated(ink: Array, **options: Any) -> bytes:
+    """A CMYK TIFF, channels beside one another."""
+    return tiff(ink, photometric="separated", planarconfig="contig", **options)
 
 
 def _others() -> list[Sample]:
@@ -303,6 +347,14 @@ def _others() -> list[Sample]:
         _sample("plain.pbm", b"P1 # c\n" + _plain(bilevel < 1), "1", bilevel * 255),
         _sample("plain.pgm", b"P2\n" + _plain(grey[..., 0], "\n255"), "L", grey),
         _sample("l.jp2", _j2k(grey), "L", grey),
+        *(_narrow_j2k(bits, channels) for bits in (1, 2, 4) for channels in (1, 2, 3, 4)),
+        _masked_j2k(),
+        _palette_j2k(4),
+        _palette_j2k(8),
+        _ink("cmyk.jp2", _j2k(noise(4), colorspace=imagecodecs.JPEG2K.CLRSPC.CMYK), noise(4)),
+        _sample("la16.jp2", _j2k(noise(2, 65535)), "LA;16", noise(2, 65535), largest=65535),
+        _sample("l.bmp", pillow(grey, "L", "BMP"), "L", grey),
+        *(_narrow_pnm(largest, channels) for largest in (15, 100) for channels in (1, 3)),
         _sample("rgb.jp2", _j2k(rgb), "RGB", rgb),
         _sample("rgba.jp2", _j2k(rgba), "RGBA", rgba),
         _sample("l16.jp2", _j2k(deep1), "L;16", deep1, largest=65535),
@@ -339,6 +391,55 @@ def _j2k(array: Array, **options: Any) -> bytes:
     return bytes(imagecodecs.jpeg2k_encode(squeezed, level=0, reversible=True, **options))
 
 
+def _narrow_j2k(bits: int, channels: int) -> Sample:
+    largest = (1 << bits) - 1
+    array, mode = noise(channels, largest), {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[channels]
+    data = _j2k(array, bitspersample=bits)
+    return _sample(f"{mode.lower()}{bits}.jp2", data, mode, array, largest=largest)
+
+
+def _masked_j2k() -> Sample:
+    """RGB of 8 bits with a mask of one: the header says that 127 and 128 of 8 bits are 0 and 1."""
+    mask = noise(1, 1)
+    stored = np.concatenate([noise(3), mask + 127], -1).astype(np.uint8)
+    data = bytearray(_j2k(stored, codecformat="j2k"))
+    data[data.index(b"\xff\x51") + 40 + 3 * 3] = 0
+    alpha = mask[..., 0] * 255
+    return Sample("masked.j2k", bytes(data), "RGBA", 8, 3, noise(3), alpha, 255, True)
+
+
+def _palette_j2k(bits: int) -> Sample:
+    """A JP2 whose one component is looked up in a table (T.800, I.5.3.4, I.5.3.5)."""
+    index = noise(1, (1 << bits) - 1)
+    data = _j2k(index, bitspersample=bits)
+    head = data.index(b"jp2h") - 4
+    (size,) = struct.unpack_from(">I", data, head)
+    inner = data[head + 8 : head + size - 4] + struct.pack(">I", 16)  # colr: sRGB
+    colours = struct.pack(">HB3B", 1 << bits, 3, 7, 7, 7) + table(bits).tobytes()
+    inner += _box(b"pclr", colours)
+    inner += _box(b"cmap", b"".join(struct.pack(">HBB", 0, 1, column) for column in range(3)))
+    data = data[:head] + _box(b"jp2h", inner) + data[head + size :]
+    return _sample(f"p{bits}.jp2", data, "P", table(bits)[index[..., 0]])
+
+
+def _box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(content)) + kind + content
+
+
+def _narrow_pnm(largest: int, channels: int) -> Sample:
+    """A PGM or PPM with a maxval below 255."""
+    array, kind = noise(channels, largest), 5 if channels == 1 else 6
+    data = f"P{kind}\n{WIDTH} {HEIGHT}\n{largest}\n".encode() + array.tobytes()
+    mode, suffix = ("L", "pgm") if channels == 1 else ("RGB", "ppm")
+    return _sample(f"{mode.lower()}-{largest}.{suffix}", data, mode, array, largest=largest)
+
+
+def multiplied(straight: Array) -> Array:
+    """(H, W, 4) uint8 with its alpha multiplied in."""
+    colours = np.rint(straight[..., :3] * (straight[..., 3:] / 255))
+    return np.concatenate([colours, straight[..., 3:]], -1).astype(np.uint8)
+
+
 def _phones() -> list[Sample]:
     rgb, rgba = smooth(3), smooth(4)
     ten = smooth(3, 1023)
@@ -366,6 +467,7 @@ def _phones() -> list[Sample]:
         _sample("l10.heic", heic(smooth(1, 1023) << 6, "L;16"), "L;16", None, largest=1023),
         _sample("rgb.heic", heic(rgb, "RGB", quality=90), "RGB", None),
         _sample("rgba.heic", heic(rgba, "RGBA", quality=90), "RGBA", None),
+        _sample("multiplied.heic", heic(multiplied(rgba), "RGBa", quality=-1), "RGBA", None),
         _sample("l.heic", heic(smooth(1), "L", quality=90), "L", None),
         _sample("rgb10.heic", heic(ten << 6, "RGB;16", quality=90), "RGB;16", None, largest=1023),
     ]

@@ -11,6 +11,7 @@ import imagecodecs
 import numpy as np
 import pictures
 import pytest
+import tifffile
 from PIL import Image
 from test_roundtrip import delta_e, numbers, upscaled
 
@@ -280,3 +281,194 @@ def test_a_maker_note_that_counts_from_the_block_is_moved_whole(head: bytes, ord
     start = data.rindex(note[: len(head) + 6])
     (value,) = struct.unpack_from(order + "I", data, start + len(head) + 2 + 8)
     assert data[value : value + len(text)] == text
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_the_footer_of_a_canons_note_moves_with_it(order: str) -> None:
+    text, header = b"An exacting owner\0", b"II*\0" if order == "<" else b"MM\0*"
+    entries = struct.pack(order + "HHHII", 1, 9, 2, len(text), 0) + bytes(4)
+    note = entries + text + header + bytes(4)
+    block = exif.Block(pictures.exif_block(1, order, note))
+    entry = exif.maker_note(block)
+    assert entry is not None
+    block.put("I", entry.value_place + 10, entry.value_place + len(entries))
+    block.put("I", entry.value_place + len(note) - 4, entry.value_place)
+    picture = imageio.Picture(
+        np.zeros((9, 9, 3), np.float32), metadata=imageio.Metadata(exif=bytes(block.data))
+    )
+    data = written(picture, "tiff")
+    place = data.index(text) - len(entries)
+    assert struct.unpack_from(order + "I", data, place + 10) == (place + len(entries),)
+    assert struct.unpack_from(order + "I", data, place + len(note) - 4) == (place,)
+
+
+# --- what damaged or unusual files carry ----------------------------------------------------
+
+
+def entry_of(block: bytes, tag: int) -> int:
+    """Where an entry of the first directory lies."""
+    return next(exif.Block(block).places(8, tag))
+
+
+def changed(block: bytes, place: int, value: int) -> bytes:
+    return block[:place] + struct.pack("<I", value) + block[place + 4 :]
+
+
+def test_a_bad_entry_before_the_orientation_does_not_hide_it() -> None:
+    block = pictures.exif_block(6)
+    broken = changed(block, entry_of(block, 0x010F) + 8, 0xFFFFFFF0)  # the maker's name
+    picture = imageio.read(pictures.photograph("JPEG", exif=broken))
+    assert (picture.width, picture.height) == (pictures.HEIGHT, pictures.WIDTH)
+    upright = np.rot90(pictures.smooth(3) / 255, -1)
+    assert np.abs(picture.pixels - upright).mean() < 0.02
+
+
+def test_the_gamma_of_a_grey_png_counts() -> None:
+    plain = pictures.corpus()["l.png"].data
+    picture = imageio.read(plain[:33] + pictures.png_chunk(b"gAMA", b"\0\1\x86\xa0") + plain[33:])
+    linear = (pictures.noise(1) / 255).astype(np.float32)
+    np.testing.assert_allclose(picture.pixels, colour.encode_srgb(linear), atol=1e-3)
+    assert picture.notes == ()
+    np.testing.assert_array_equal(numbers_of(written(picture)), pictures.noise(1)[..., 0])
+
+
+def with_texts(*texts: tuple[str, str]) -> bytes:
+    plain = pictures.corpus()["rgb.png"].data
+    chunks = [
+        pictures.png_chunk(b"iTXt", keyword.encode() + bytes(5) + text.encode())
+        for keyword, text in texts
+    ]
+    return plain[:33] + b"".join(chunks) + plain[33:]
+
+
+def test_texts_of_a_png_that_tell_the_place_are_stripped() -> None:
+    place = '<x:xmpmeta><rdf:Description exif:GPSLatitude="47,22.5N"/></x:xmpmeta>'
+    title = ("Title", "A gps receiver")
+    data = with_texts(("exif:GPSLatitude", "47/1"), ("Notes", place), title)
+    picture = imageio.read(data)
+    assert len(picture.metadata.text) == 3
+    assert imageio.read(written(picture)).metadata.text == picture.metadata.text
+    assert imageio.read(written(picture, strip_gps=True)).metadata.text == (title,)
+
+
+def test_texts_of_one_keyword_are_all_kept() -> None:
+    texts = (("Comment", "one"), ("Author", "Ä. Müller"), ("Comment", "two"))
+    picture = imageio.read(with_texts(*texts))
+    assert picture.metadata.text == texts
+    assert imageio.read(written(picture)).metadata.text == texts
+    out = io.BytesIO()
+    notes = imageio.write(picture, out, format="jpeg")
+    assert imageio.read(out.getvalue()).metadata.text == (("Comment", "one"),)
+    assert notes == ("text was left out (Author, Comment): JPEG has no place for it",)
+
+
+@pytest.mark.parametrize("stored", ["Ä. Müller".encode("latin-1"), "Ä. Müller".encode()])
+@pytest.mark.parametrize("format", ["jpeg", "png"])
+def test_a_comment_keeps_its_letters(format: str, stored: bytes) -> None:
+    image = Image.fromarray(pictures.smooth(3))
+    picture = imageio.read(pictures.encoded(image, "JPEG", comment=stored))
+    assert imageio.read(written(picture, format)).metadata.text == (("Comment", "Ä. Müller"),)
+
+
+def test_a_thumbnail_that_a_tiff_does_not_take_is_said() -> None:
+    picture = imageio.read(pictures.photograph())
+    assert not imageio.write(picture, io.BytesIO(), format="png")
+    (said,) = imageio.write(picture, io.BytesIO(), format="tiff")
+    assert "thumbnail was left out" in said
+
+
+def test_a_directory_of_a_tiff_that_lies_outside_is_said() -> None:
+    data = bytearray(pictures.photograph("TIFF"))
+    with tifffile.TiffFile(io.BytesIO(bytes(data))) as file:
+        tags = file.pages[0].tags
+        places = {name: tags[tag].offset + 8 for name, tag in (("EXIF", 34665), ("GPS", 34853))}
+    whole = imageio.read(bytes(data))
+    assert whole.notes == ()
+    for name, place in places.items():
+        broken = changed(bytes(data), place, len(data) + 1000)
+        picture = imageio.read(broken)
+        assert picture.notes == (f"{name} was left out: its directory is damaged",)
+        np.testing.assert_array_equal(picture.pixels, whole.pixels)
+
+
+def test_alpha_is_dithered_too() -> None:
+    level = np.full((200, 200), 100.3 / 255, np.float32)
+    picture = imageio.Picture(np.ones((200, 200, 3), np.float32), level, depth=16)
+    with Image.open(io.BytesIO(written(picture, "webp", quality=100))) as image:
+        alpha = np.asarray(image)[..., 3]
+    assert set(np.unique(alpha)) == {100, 101}
+    assert abs(alpha.mean() - 100.3) < 0.02
+
+
+@pytest.mark.parametrize("strip", [False, True])
+@pytest.mark.parametrize("format", ["png", "tiff", "jpeg"])
+def test_a_pointer_to_nowhere_costs_no_exif(format: str, strip: bool) -> None:
+    block = pictures.exif_block(1)
+    block = changed(block, entry_of(block, 0x8825) + 8, 0)
+    picture = imageio.read(pictures.photograph("PNG", exif=block))
+    out = io.BytesIO()
+    notes = imageio.write(picture, out, format=format, strip_gps=strip)
+    assert not any("EXIF was" in note for note in notes)
+    with Image.open(out) as image:
+        found = image.getexif()
+        assert found[0x010F] == "Camera & Co"
+        assert found.get_ifd(0x8769)[0x829A] == pytest.approx(1 / 125)
+
+
+def test_values_without_a_type_keep_it_through_a_tiff() -> None:
+    picture = imageio.read(pictures.photograph("JPEG", exif=pictures.canon_exif(1)))
+    again = imageio.read(written(imageio.read(written(picture, "tiff")), "png"))
+    block = exif.Block(again.metadata.exif or b"")
+    sub = block.pointer(block.first, exif.EXIF_IFD)
+    assert sub is not None
+    kinds = {entry.tag: entry.kind for entry in block.entries(sub)}
+    assert kinds[exif.MAKER_NOTE] == kinds[0x9286] == exif.UNDEFINED
+
+
+def test_an_empty_property_of_xmp_gets_its_value() -> None:
+    packet = pictures.XMP.replace(
+        b"</rdf:RDF>",
+        b'<rdf:Description rdf:about=""><tiff:ImageWidth/><tiff:ImageLength  />'
+        b"<tiff:XResolution></tiff:XResolution></rdf:Description></rdf:RDF>",
+    ).replace(b"<rdf:RDF", b'<rdf:RDF xmlns:tiff="http://ns.adobe.com/tiff/1.0/"')
+    mended = xmp.mend(packet, width=5, height=6, dpi=(72, 72), mime="image/png", strip_gps=False)
+    assert b"<tiff:ImageWidth>5</tiff:ImageWidth>" in mended
+    assert b"<tiff:ImageLength  >6</tiff:ImageLength>" in mended
+    assert b"<tiff:XResolution>72000/1000</tiff:XResolution>" in mended
+    xmp.Packet(mended)
+
+
+@pytest.mark.parametrize("format", ["png", "tiff", "jpeg", "webp", "avif"])
+@pytest.mark.parametrize("scale", [20_000.0, 65_500_000.0])
+def test_a_resolution_beyond_all_numbers_ends_nothing(format: str, scale: float) -> None:
+    picture = imageio.read(pictures.photograph())
+    data = written(picture, format, scale=scale)
+    with Image.open(io.BytesIO(data)) as image:
+        found = image.getexif()[0x011A]
+    assert found == pytest.approx(min(300 * scale, 1e8), rel=1e-4)
+
+
+def test_a_mask_on_a_page_of_its_own_is_no_second_picture() -> None:
+    out = io.BytesIO()
+    with tifffile.TiffWriter(out) as writer:
+        writer.write(pictures.noise(3), photometric="rgb", metadata=None)
+        mask = np.ones(pictures.noise(1).shape[:2], bool)
+        writer.write(mask, photometric="minisblack", metadata=None, subfiletype=4)
+    picture = imageio.read(out.getvalue())
+    np.testing.assert_array_equal(np.rint(picture.pixels * 255), pictures.noise(3))
+    assert picture.notes == ("a transparency mask on a page of its own was left out",)
+
+
+@pytest.mark.parametrize("name", ["rgb.png", "rgb16.png"])
+def test_a_text_with_a_wrong_checksum_costs_no_picture(name: str) -> None:
+    plain = pictures.corpus()[name].data
+    bad = pictures.png_chunk(b"tEXt", b"Title\0bird")[:-1] + b"\0"
+    good = pictures.png_chunk(b"tEXt", b"Author\0me")
+    block = pictures.png_chunk(b"eXIf", pictures.exif_block(6))[:-4] + bytes(4)
+    picture = imageio.read(plain[:33] + bad + good + plain[33:-12] + block + plain[-12:])
+    np.testing.assert_array_equal(picture.pixels, imageio.read(plain).pixels)
+    assert picture.metadata.text == (("Author", "me"),)
+    assert picture.notes == ("tEXt, eXIf left out: damaged, by its checksum",)
+    transparent = pictures.png_chunk(b"tRNS", bytes(6))[:-1] + b"\1"
+    with pytest.raises(InputRejected, match="truncated or damaged"):
+        imageio.read(plain[:33] + transparent + plain[33:])

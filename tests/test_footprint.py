@@ -1,15 +1,18 @@
 """What a picture takes is reckoned before it is taken, and what cannot fit is refused by name."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pictures
 import pytest
 import tiny
 from house import House
 from PIL import Image
 
-from fluxwatchd import work
+from fluxwatchd import imageio, work
 from fluxwatchd.config import EngineSettings, Profile
 from fluxwatchd.engine import footprint, memory, open_engine
 from fluxwatchd.errors import InputRejected, OutOfMemory
@@ -98,7 +101,7 @@ def test_what_has_no_room_now_is_tried_again_later(machine, profile: Profile) ->
 def test_the_reckoning_counts_alpha_the_source_the_model_and_the_format() -> None:
     size, plain = (1000, 1000), Profile(variant="lanczos", scale=2.0)
     base = footprint.of(plain, size, channels=3)
-    assert footprint.of(plain, size, channels=4) - base == 4 * 4_000_000
+    assert footprint.of(plain, size, channels=4) - base >= 4 * 4_000_000 + 8 * 1_000_000
     assert footprint.of(plain.model_copy(update={"format": "jpeg"}), size, channels=3) > base
     assert footprint.of(NANO.model_copy(update={"scale": 2.0}), size, channels=3) > base
     strengthless = NANO.model_copy(update={"scale": 2.0, "strength": 0.0})
@@ -125,6 +128,53 @@ def test_peak_memory_of_a_resize_is_as_stated(tmp_path: Path) -> None:
         done = engine.upscale(picture, LANCZOS, 1)
     taken = done.peak_bytes - before
     assert taken < footprint.of(LANCZOS, (1250, 1250), channels=3)
+
+
+@pytest.mark.parametrize("scale", [1.01, 1.5])
+def test_a_cutout_takes_no_more_than_is_reckoned(tmp_path: Path, scale: float) -> None:
+    """16 bits, a profile, holes, and a result hardly larger: read, resized and written."""
+    side = 2400
+    colours = np.repeat(tiny.photo(side, side)[..., :1], 3, axis=2)
+    alpha = np.clip(tiny.photo(side, side, seed=3)[..., 0] * 2 - 0.9, 0, 1)
+    assert 0.1 < (alpha == 0).mean() < 0.9
+    icc = pictures.rgb_profile("adobe-rgb")
+    given = imageio.Picture(colours, alpha, depth=16, metadata=imageio.Metadata(icc=icc))
+    path = tmp_path / "cutout.png"
+    imageio.write(given, path)
+    del given, colours, alpha
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from fluxwatchd import imageio, work\n"
+        "from fluxwatchd.config import Profile\n"
+        "from fluxwatchd.engine import memory, open_engine\n"
+        "small, path, profile = sys.argv[1], Path(sys.argv[2]), Profile(\n"
+        "    variant='lanczos', scale=float(sys.argv[3]))\n"
+        "with open_engine() as engine:\n"
+        "    def peak(path):\n"
+        "        peaks = []\n"
+        "        memory.reset_peak('cpu')\n"
+        "        picture = work.decode(path.read_bytes(), profile, path.name)\n"
+        "        peaks.append(memory.peak_bytes('cpu'))\n"
+        "        done = engine.upscale(picture, profile, 1)\n"
+        "        peaks.append(memory.peak_bytes('cpu'))\n"
+        "        imageio.write(done.picture, path.with_suffix('.out.png'))\n"
+        "        return max(*peaks, memory.peak_bytes('cpu'))\n"
+        "    before = peak(Path(small))\n"  # the libraries are in memory now
+        "    print(peak(path) - before)\n"
+    )
+    small = tmp_path / "small.png"
+    tiny_given = imageio.Picture(
+        tiny.photo(9, 9), tiny.photo(9, 9)[..., 0], depth=16, metadata=imageio.Metadata(icc=icc)
+    )
+    imageio.write(tiny_given, small)
+    command = [sys.executable, "-c", program, str(small), str(path), str(scale)]
+    done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=120)
+    taken = int(done.stdout)
+    profile = Profile(variant="lanczos", scale=scale)
+    reckoned = footprint.of(profile, (side, side), channels=4) - footprint.AT_HAND
+    print(f"{taken / (side * scale) ** 2:.0f} bytes an output px")
+    assert taken < reckoned + footprint.AT_HAND / 2, "half of what is at hand is kept back"
 
 
 def test_a_small_picture_needs_no_large_machine(machine) -> None:

@@ -38,13 +38,18 @@ TICKET = Ticket("ab" * 32, "0123456789abcdef", 7)
 
 
 class Stop:
-    """A Beat that asks for a stop at the ``nth`` beat of ``stage``; it counts the beats."""
+    """A Beat that asks for a stop at the ``nth`` beat of ``stage``; it counts the beats.
 
-    def __init__(self, stage: str, nth: int) -> None:
-        self.stage, self.nth, self.met = stage, nth, 0
+    With ``after`` it begins to count when that stage was met.
+    """
+
+    def __init__(self, stage: str, nth: int, after: str = "") -> None:
+        self.stage, self.nth, self.met, self.after = stage, nth, 0, after
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage == self.stage:
+        if stage == self.after:
+            self.after = ""
+        if stage == self.stage and not self.after:
             self.met += 1
             if self.met == self.nth:
                 raise Interrupted("a stop was asked for")
@@ -132,6 +137,60 @@ def test_two_stops_and_a_rerun_of_drifting_tiles_change_nothing(
     assert done.extra["rerun"]
 
 
+STRIPED = Profile(variant="nano-img2img", scale=2.0, strength=0.6, steps=2, tile_size=40, overlap=8)
+
+
+@pytest.fixture(scope="module")
+def striped(tmp_path_factory: pytest.TempPathFactory) -> Profile:
+    """A job whose model leaves stripes, so that it is denoised twice, and then drifts."""
+    root = tmp_path_factory.mktemp("striped")
+    model, (encoder, _) = tiny.striped(root / "model", 60.0), tiny.dino(root)
+    keys = {"model": str(model), "dino_encoder": str(encoder), "max_drift": 0.0}
+    return STRIPED.model_copy(update=keys)
+
+
+class Killed(BaseException):
+    """Ends a job as SIGKILL does: nobody writes a state because of it."""
+
+
+class Kill(Stop):
+    """A Beat that kills."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        try:
+            super().__call__(stage, done, total)
+        except Interrupted as stop:
+            raise Killed from stop
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "fusion"), [(Stop, "step"), (Kill, "final")])
+def test_the_second_run_of_a_striped_picture_and_of_drifting_tiles_goes_on_too(
+    tmp_path: Path, striped: Profile, fusion: str, how: type[Stop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how is Kill:
+        monkeypatch.setenv(INTERVAL, "0")  # a state a batch, not one in 30 s
+    engine = open_engine(EngineSettings(device="cpu"), state_dir=tmp_path)
+    profile, picture = striped.model_copy(update={"fusion": fusion}), Picture(tiny.photo(64, 72))
+    whole = engine.upscale(picture, profile, 7)
+    assert whole.stripes is not None and whole.stripes.shifted and whole.tiles is not None
+    tiles = len(whole.tiles.windows)
+    assert whole.extra["rerun"] == list(range(tiles)) and tiles > 3
+    for after, run in (("decode", "shifted"), ("decode", "shifted"), ("drift", "drift")):
+        with pytest.raises((Interrupted, Killed)):
+            engine.upscale(picture, profile, 7, how("denoise", 4, after), ticket=TICKET)
+        kept = {path.stem.partition("-")[2] for path in states(tmp_path)}
+        assert kept == {"", "shifted", run}
+    last = Stop("denoise", 0)
+    done = engine.upscale(picture, profile, 7, last, ticket=TICKET)
+    assert done.extra["resumed"]["run"] == "drift"
+    assert done.extra["resumed"]["tiles_evaluated_since"] == last.met - 1 < 2 * tiles - 1
+    assert done.stripes == whole.stripes
+    assert done.picture.pixels.tobytes() == whole.picture.pixels.tobytes()
+    Store(tmp_path).forget(TICKET)
+    assert not states(tmp_path)
+
+
 def test_both_passes_of_a_large_scale_are_gone_on_with(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,6 +270,21 @@ def test_a_state_of_another_release_is_not_used(
         done = engine.upscale(PICTURE, NANO, 7, ticket=TICKET)
     assert "resumed" not in done.extra
     assert any("another fluxwatchd" in line.get("why", "") for line in logs)
+
+
+def test_a_text_of_another_length_starts_over(tmp_path: Path) -> None:
+    profile = Profile(
+        variant="schnell", model=str(tiny.diffusers_folder(tmp_path / "schnell")), scale=2.0,
+        steps=2, strength=0.6, tile_size=32, overlap=8, dino_mode="off",
+    )  # fmt: skip
+    settings = EngineSettings(device="cpu", text_tokens="parity")
+    with open_engine(settings, state_dir=tmp_path) as engine:
+        stopped(engine, "denoise", 3, profile)
+    settings = EngineSettings(device="cpu", text_tokens="short")
+    with open_engine(settings, state_dir=tmp_path) as engine, capture_logs() as logs:
+        done = engine.upscale(PICTURE, profile, 7, ticket=TICKET)
+    assert "resumed" not in done.extra
+    assert any("another text" in line.get("why", "") for line in logs)
 
 
 def test_the_header_names_all_that_the_numbers_depend_on(engine: Engine, tmp_path: Path) -> None:

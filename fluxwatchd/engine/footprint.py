@@ -22,6 +22,11 @@ ENCODED = 14
 """An output px of a format that is encoded from a whole picture, beside its channels."""
 READ = 28
 """A source px: the file's samples, turned into floats, and what DINO looks at."""
+HIDDEN = 8
+"""A source px with alpha: the planes whose hidden pixels are filled and that alpha weighs."""
+DECODED = 11
+"""A channel of a source px while it is read: its 16 bits in the file and out of it, and floats
+before and after a colour profile."""
 AT_HAND = 150_000_000
 """Strips, tiles and windows of a picture of any size; of a small one..."""
 AT_HAND_EACH = 160
@@ -46,7 +51,9 @@ def of(profile: Profile, size: tuple[int, int], *, channels: int = 4) -> int:
         work = max(work, ENCODED)
     pixels = width * height
     at_hand = min(AT_HAND, AT_HAND_EACH * pixels)
-    return at_hand + pixels * (SAMPLE * channels + work) + source * READ
+    held = READ + HIDDEN * (channels in (2, 4))
+    worked = pixels * (SAMPLE * channels + work) + source * held
+    return at_hand + max(worked, size[0] * size[1] * DECODED * channels)
 
 
 def refuse_hopeless(profile: Profile, header: Header, name: str) -> None:

@@ -148,8 +148,9 @@ def upscale(
     with away(), clock("stripes"):
         striped = StripeRecord(model.unit, grid_of(image))
     if stripes.shows(striped):
+        held.size = keeper.again("shifted") or held.size
         with clock("denoise"):
-            shifted = run(start, predict.shifted(), plan, beat)
+            shifted = run(start, predict.shifted(), plan, beat, keeper)
         other = patiently(model, partial(develop, shifted))
         striped = stripes.better(striped, grid_of(other))
         if striped.shifted:
@@ -160,8 +161,9 @@ def upscale(
     drifts = patiently(model, partial(compare, image))
     again = drifters(drifts, profile.max_drift)
     if again:
+        held.size = keeper.again("drift", again) or held.size
         with clock("denoise"):
-            latents = rerun(latents, clean, predict, plan, indices=again, beat=beat)
+            latents = rerun(latents, clean, predict, plan, indices=again, beat=beat, keeper=keeper)
         image = patiently(model, partial(develop, latents))
         drifts = patiently(model, partial(compare, image))
         striped = replace(striped, amplitude=grid_of(image))
@@ -200,12 +202,14 @@ def _extra(again: Sequence[int], anchor: Anchor | None) -> dict[str, object]:
 def identity(model: Model, plan: Plan) -> dict[str, object]:
     """All that the numbers of an unfinished picture depend on beside its ticket."""
     planned = asdict(plan)
+    states = model.text(plan.profile.prompt).states  # as many as `text_tokens` asks for
     del planned["profile"]  # its fingerprint is in the ticket
     return {
         "checkpoint": asdict(model.checkpoint),
         "fluxwatchd": __version__,
         "torch": str(torch.__version__),
         "plan": planned,
+        "text": [list(states.shape), str(states.dtype)],
     }
 
 
@@ -350,6 +354,7 @@ def rerun(
     *,
     indices: Sequence[int],
     beat: Beat,
+    keeper: Keeper = NOBODY,
 ) -> Tensor:
     """``latents`` with the tiles at ``indices`` made anew from half the strength."""
     model = predict.model
@@ -357,7 +362,7 @@ def rerun(
         plan.sigmas[0] / 2, len(plan.sigmas) - 1, schedule.native_mu(model.variant)
     )
     start = mix(clean, noise(clean.shape, plan.seed, model.device), levels[0])
-    made = denoise_apart(start, levels, predict, indices, beat)
+    made = denoise_apart(start, levels, predict, indices, beat, keeper=keeper)
     latents = latents.clone()
     if plan.profile.fusion == "final":
         latents[list(indices)] = made

@@ -12,7 +12,7 @@ from fluxwatchd.imageio import Picture
 
 Floats = NDArray[np.float32]
 
-STRIP_VALUES = 1 << 22
+STRIP_VALUES = 1 << 20
 """Values in a strip that is resized at once."""
 
 VISIBLE = 1 / 8
@@ -40,6 +40,7 @@ def in_strips(
     """
     width, height = size
     rows = _along_rows(plane, width, how)
+    del plane  # the caller's may be of no more use than this
     step = max(1, STRIP_VALUES // max(height, rows.shape[0]))
     for left in range(0, width, step):
         part = np.ascontiguousarray(rows[:, left : left + step])
@@ -83,11 +84,11 @@ def base(picture: Picture, size: tuple[int, int]) -> tuple[Floats, Floats | None
     bounds = picture.bounds
     if picture.alpha is None:
         return clip(lanczos(picture.pixels, size), *bounds), None
-    filled, how = visible(picture), Image.Resampling.LANCZOS
+    how, channels = Image.Resampling.LANCZOS, picture.pixels.shape[2]
     above = resize(picture.alpha, size, how)
-    colours = np.empty((size[1], size[0], filled.shape[2]), np.float32)
-    for channel in range(filled.shape[2]):
-        seen = filled[..., channel]
+    colours = np.empty((size[1], size[0], channels), np.float32)
+    for channel in range(channels):
+        seen = fill_hidden(picture.pixels[..., channel], picture.alpha)
         for (columns, plain), (_, weighted) in zip(
             in_strips(seen, size, how), in_strips(seen * picture.alpha, size, how), strict=True
         ):
@@ -95,6 +96,7 @@ def base(picture: Picture, size: tuple[int, int]) -> tuple[Floats, Floats | None
             trust = np.clip(cover / VISIBLE, 0.0, 1.0)
             shown = np.clip(weighted / np.maximum(cover, 1e-3), *bounds)
             colours[:, columns, channel] = plain + trust * (shown - plain)
+        del seen
     del above
     alpha = resize(picture.alpha, size, Image.Resampling.BICUBIC)
     return clip(colours, *bounds), clip(alpha, 0.0, 1.0)
@@ -107,31 +109,38 @@ def clip(values: Floats, low: float, high: float) -> Floats:
 
 def visible(picture: Picture) -> Floats:
     """The source's colours, (H, W, C) in 0..1, with those under alpha 0 filled from around."""
-    if picture.alpha is None:
+    if picture.alpha is None or not _hides(picture.alpha):
         return picture.pixels
-    return fill_hidden(picture.pixels, picture.alpha)
+    out = np.empty_like(picture.pixels)
+    for channel in range(out.shape[2]):
+        out[..., channel] = fill_hidden(picture.pixels[..., channel], picture.alpha)
+    return out
 
 
-def fill_hidden(pixels: Floats, alpha: Floats) -> Floats:
-    """``pixels`` (H, W, C) with the colours under alpha 0 replaced by those around them.
+def _hides(alpha: Floats) -> bool:
+    """Whether there are hidden pixels, and others to fill them from."""
+    return bool(alpha.min() <= 0 < alpha.max())
+
+
+def fill_hidden(plane: Floats, alpha: Floats) -> Floats:
+    """``plane`` (H, W) with what lies under alpha 0 replaced by what is around it.
 
     Push and pull: halve the picture weighted by alpha until no hole is left, then fill each level's
-    holes from the one below it (Gortler et al. 1996, The Lumigraph, section 3.4).
+    holes from the one below it (Gortler et al. 1996, The Lumigraph, section 3.4). A plane at a
+    time, as all of them at once would take as much memory as three pictures.
     """
-    if alpha.min() > 0 or alpha.max() <= 0:
-        return pixels
+    if not _hides(alpha):
+        return plane
     height, width = alpha.shape
-    half = ((width + 1) // 2, (height + 1) // 2)
-    box = Image.Resampling.BOX
+    half, box = ((width + 1) // 2, (height + 1) // 2), Image.Resampling.BOX
     weight = resize(alpha, half, box)
-    total = [resize(pixels[..., c] * alpha, half, box) for c in range(pixels.shape[2])]
-    means = np.stack(total, -1) / np.maximum(weight, np.float32(1e-12))[..., None]
-    smaller = fill_hidden(means.astype(np.float32), weight)
-    around = [
-        resize(smaller[..., c], (width, height), Image.Resampling.BILINEAR)
-        for c in range(pixels.shape[2])
-    ]
-    return np.where(alpha[..., None] > 0, pixels, np.stack(around, -1)).astype(np.float32)
+    means: Floats = resize(plane * alpha, half, box)
+    means /= np.maximum(weight, np.float32(1e-12))
+    smaller = fill_hidden(means, weight)
+    out = np.empty_like(alpha)
+    for columns, around in in_strips(smaller, (width, height), Image.Resampling.BILINEAR):
+        out[:, columns] = np.where(alpha[:, columns] > 0, plane[:, columns], around)
+    return out
 
 
 def pad(pixels: Floats, unit: int, margin: int = 0) -> Floats:

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -107,10 +107,13 @@ class Store:
     def __init__(self, state_dir: Path) -> None:
         self.folder = state_dir / FOLDER
 
-    def path(self, ticket: Ticket, turn: int = 1) -> Path:
-        """Where the state of this work lies; ``turn`` counts the passes of a picture."""
-        named = json.dumps(asdict(ticket), sort_keys=True)
-        return self.folder / f"{hashlib.sha256(named.encode()).hexdigest()[:32]}.{turn}{SUFFIX}"
+    def path(self, ticket: Ticket, turn: int = 1, run: str = "") -> Path:
+        """Where the state of this work lies.
+
+        ``turn`` counts the passes of a picture; ``run`` names what a pass denoises again.
+        """
+        within = f"{turn}-{run}" if run else f"{turn}"
+        return self.folder / f"{_name(ticket)}.{within}{SUFFIX}"
 
     def load(self, path: Path, identity: Mapping[str, str]) -> Before | None:
         """The state that ``identity`` fits in every word; None without one.
@@ -149,11 +152,14 @@ class Store:
 
     def forget(self, ticket: Ticket) -> None:
         """Remove what was kept of work that is over; no error if there is nothing."""
-        for turn in (1, 2):
-            _remove(self.path(ticket, turn))
+        for path in self.folder.glob(f"{_name(ticket)}.*{SUFFIX}"):
+            _remove(path)
 
     def prune(self, *, keep: Path | None = None, room: int = 0) -> None:
-        """Remove what is old, and the oldest until ``room`` bytes more are within the bounds."""
+        """Remove what is old, and the oldest until ``room`` bytes more are within the bounds.
+
+        What belongs to the same work as ``keep`` stays.
+        """
         now, states = time.time(), []
         for path in self.folder.glob("*") if self.folder.is_dir() else ():
             with suppress(OSError):  # another process removed it
@@ -161,7 +167,7 @@ class Store:
                 limit = OLDEST if path.suffix == SUFFIX else OLDEST_PART
                 if now - stat.st_mtime > limit:
                     path.unlink()
-                elif path.suffix == SUFFIX and path != keep:
+                elif path.suffix == SUFFIX and not (keep and _work(path) == _work(keep)):
                     states.append((stat.st_mtime, stat.st_size, path))
         states.sort()
         held = sum(size for _, size, _ in states)
@@ -170,6 +176,17 @@ class Store:
             held -= size
             with suppress(OSError):
                 path.unlink()
+
+
+def _name(ticket: Ticket) -> str:
+    """What the states of a ticket's work are called, up to the first dot."""
+    named = json.dumps(asdict(ticket), sort_keys=True)
+    return hashlib.sha256(named.encode()).hexdigest()[:32]
+
+
+def _work(path: Path) -> str:
+    """The name of the work that a state belongs to."""
+    return path.name.partition(".")[0]
 
 
 def _read(path: Path, identity: Mapping[str, str]) -> Before:
@@ -238,7 +255,7 @@ class Keeper:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._ticket, self._inner, self._clock = store, ticket, beat, clock
-        self._turn = turn
+        self._turn, self._run, self._resumed_run = turn, "", ""
         self._identity: Mapping[str, str] = {}
         self._before: Before | None = None
         self._resumed: Place | None = None
@@ -255,20 +272,44 @@ class Keeper:
 
         ``identity`` is what the numbers depend on beside the ticket.
         """
-        if self._store is None or self._ticket is None:
+        if self._ticket is None:
             return None
         everything = {"format": FORMAT, **asdict(self._ticket), **identity}
         self._identity = {
             key: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
             for key, value in everything.items()
         }
-        path = self._store.path(self._ticket, self._turn)
+        return self._look()
+
+    def again(self, run: str, tiles: Sequence[int] = ()) -> int | None:
+        """The picture, or these ``tiles`` of it, are denoised once more: ``run``, a state beside.
+
+        What was noted before is written, as the new run builds on it. Returns the size of an
+        earlier try's batches, None without a state of this run.
+        """
+        self._write()
+        if self._store is None or self._ticket is None:
+            return None
+        self._run = run
+        self._identity = {**self._identity, "tiles": json.dumps([*tiles])}
+        return self._look()
+
+    def _look(self) -> int | None:
+        """Load the state of the run at hand; the size of its batches, None without one."""
+        if self._store is None or self._ticket is None:
+            return None
+        path = self._store.path(self._ticket, self._turn, self._run)
         self._before = self._store.load(path, self._identity)
         if self._before is None:
             return None
-        self._resumed = self._before.place
-        log.info("resumed", content=self._ticket.content[:16], **asdict(self._resumed))
+        self._resumed, self._resumed_run, self._ran = self._before.place, self._run, 0
+        log.info("resumed", content=self._ticket.content[:16], **self._where())
         return self._resumed.batch
+
+    def _where(self) -> dict[str, object]:
+        """Where the picture was gone on with; ``run`` where that is not the first."""
+        named = {"run": self._resumed_run} if self._resumed_run else {}
+        return {**asdict(self._resumed), **named} if self._resumed else {}
 
     def before(self, stage: str) -> Before:
         """What an earlier try left of ``stage``; told once, so that its memory is not held."""
@@ -307,7 +348,7 @@ class Keeper:
         """What the record says: where the picture was gone on with, and what states it wrote."""
         said: dict[str, object] = {}
         if self._resumed is not None:
-            said["resumed"] = {**asdict(self._resumed), "tiles_evaluated_since": self._ran}
+            said["resumed"] = {**self._where(), "tiles_evaluated_since": self._ran}
         if self._writes:
             said["states"] = {"written": self._writes, "seconds": round(self._spent, 3)}
         return said
@@ -329,7 +370,7 @@ class Keeper:
         start = self._clock()
         try:
             arrays = {name: tensor.cpu().contiguous().numpy() for name, tensor in tensors.items()}
-            path = self._store.path(self._ticket, self._turn)
+            path = self._store.path(self._ticket, self._turn, self._run)
             self._store.save(path, self._identity, place, arrays)
         except OSError as error:
             log.warning("the state cannot be written; the picture goes on without", why=str(error))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fluxwatchd.imageio import coded, colour, extended, iptc, jp2
+from fluxwatchd.imageio import coded, colour, extended, iptc, jp2, pngtexts
 from fluxwatchd.imageio import exif as exif_block
-from fluxwatchd.imageio.inspecting import Opened, raw_profile, raw_xmp
+from fluxwatchd.imageio.inspecting import TEXT, Opened, raw_profile, raw_xmp
 from fluxwatchd.imageio.packet import BrokenXmp
 from fluxwatchd.imageio.picture import Metadata, believable
 
@@ -34,7 +34,10 @@ def carried(opened: Opened, notes: list[str]) -> Metadata:
     in_exif = exif_block.resolution(exif) if exif else None
     stated = _jfif(info) if opened.header.format == "JPEG" else info.get("dpi")
     return Metadata(
-        icc=info.get("icc_profile") or boxes.icc or _coded(opened, notes) or _png_profile(info),
+        icc=info.get("icc_profile")
+        or boxes.icc
+        or _coded(opened, notes)
+        or _png_profile(info, grey=opened.header.mode[0] in "L1"),
         exif=exif,
         xmp=_xmp(opened, notes) or boxes.xmp,
         iptc=_iptc(info, notes) or boxes.iptc,
@@ -95,17 +98,22 @@ def _text(opened: Opened) -> tuple[tuple[str, str], ...]:
     """A PNG's texts but for those that are metadata in disguise; a JPEG's comment."""
     info = opened.decoder.info
     if opened.header.format == "JPEG" and isinstance(info.get("comment"), bytes):
-        return (("Comment", info["comment"].decode("utf-8", "replace")),)
+        return (("Comment", _comment(info["comment"])),)
     if opened.header.format != "PNG":
         return ()
-    return tuple(
-        (str(keyword), str(text))
-        for keyword, text in info.items()
-        if isinstance(text, str) and not keyword.startswith(DISGUISED)
-    )
+    found = pngtexts.texts(opened.file, TEXT)
+    return tuple((keyword, text) for keyword, text in found if not keyword.startswith(DISGUISED))
 
 
-def _png_profile(info: dict[Any, Any]) -> bytes | None:
+def _comment(data: bytes) -> str:
+    """A JPEG's comment, which has no declared character set: UTF-8, or else Latin-1."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _png_profile(info: dict[Any, Any], *, grey: bool) -> bytes | None:
     """The profile that a PNG's gAMA and cHRM chunks amount to; None for sRGB's, and nonsense."""
     if "srgb" in info or not {"gamma", "chromaticity"} & set(info):
         return None
@@ -116,6 +124,8 @@ def _png_profile(info: dict[Any, Any]) -> bytes | None:
     sensible = 0.1 <= gamma <= 10 and all(0 < place < 1 for place in places)
     if not sensible:
         return None
+    if grey:  # primaries say nothing of it
+        return colour.grey_profile(1 / gamma) if abs(gamma - SRGB_GAMMA) >= NEAR else None
     return colour.profile(gamma=1 / gamma, white=places[:2], primaries=places[2:])
 
 

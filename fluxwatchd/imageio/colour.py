@@ -109,7 +109,19 @@ def profile(
         icc = imagecodecs.cms_profile("rgb", **places, gamma=gamma, transferfunction=curve)
     except imagecodecs.CmsError:
         return None
-    return bytes(icc[:24]) + DATE + bytes(icc[36:])  # the same bytes at any time
+    return _undated(icc)
+
+
+def grey_profile(gamma: float) -> bytes:
+    """A grey profile of that gamma."""
+    import imagecodecs
+
+    return _undated(imagecodecs.cms_profile("gray", gamma=gamma))
+
+
+def _undated(icc: bytes) -> bytes:
+    """A profile that is the same bytes at any time."""
+    return bytes(icc[:24]) + DATE + bytes(icc[36:])
 
 
 def encode_srgb(linear: Floats) -> Floats:

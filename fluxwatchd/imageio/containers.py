@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -32,6 +33,10 @@ ADAM7 = (
 )
 """The passes of an interlaced PNG: first column and row, steps across and down."""
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+BESIDE = frozenset({*TEXTS, b"eXIf", b"pHYs", b"tIME", b"bKGD", b"hIST", b"sPLT"})
+"""Chunks of a PNG without which its pixels and their colours are the same."""
+CHECKED = 1 << 24
+"""bytes; the checksum of a longer chunk is left to the decoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +44,15 @@ class Png:
     """What a walk over a PNG's chunks finds.
 
     ``exif`` is the eXIf chunk, wherever it lies; ``late``: texts lie behind the pixels; ``bits`` a
-    px are stored; ``coded`` is cICP's (primaries, transfer), numbers of ITU-T H.273.
+    px are stored; ``coded`` is cICP's (primaries, transfer), numbers of ITU-T H.273; ``broken`` are
+    the BESIDE chunks whose checksum is wrong, by name and place of the data and size.
     """
 
     exif: bytes | None
     late: bool
     bits: int
     coded: tuple[int, int] | None
+    broken: tuple[tuple[bytes, int, int], ...] = ()
 
 
 def walk_png(file: BinaryIO, name: str) -> Png:
@@ -54,12 +61,16 @@ def walk_png(file: BinaryIO, name: str) -> Png:
     Raises InputRejected.
     """
     exif, coded, bits, pixels_seen, late, beside = None, None, 8, False, False, 0
+    broken = []
     for number, (kind, place, size) in enumerate(png_chunks(file)):
         pixels_seen |= kind == b"IDAT"
         beside += kind != b"IDAT"
         late |= pixels_seen and kind in TEXTS
         if beside > MOST_BESIDE or number > MOST_CHUNKS:
             raise rejected(name, "more chunks than a picture has", hint=SAVE_ANEW)
+        if kind in BESIDE and size <= CHECKED and not _whole(file, kind, place, size):
+            broken.append((kind, place, size))
+            continue
         file.seek(place)
         if kind == b"IHDR" and size == 13:
             depth, colour = file.read(10)[8:]
@@ -69,8 +80,26 @@ def walk_png(file: BinaryIO, name: str) -> Png:
         elif kind == b"cICP" and size == 4:
             coded = (file.read(1)[0], file.read(1)[0])
         elif kind == b"IEND":
-            return Png(exif, late, bits, coded)
+            return Png(exif, late, bits, coded, tuple(broken))
     raise damaged(name, "the end is missing")
+
+
+def _whole(file: BinaryIO, kind: bytes, place: int, size: int) -> bool:
+    """Whether a chunk's checksum is right (PNG 3rd edition, 5.5)."""
+    file.seek(place)
+    data = file.read(size + 4)
+    return zlib.crc32(data[:size], zlib.crc32(kind)) == int.from_bytes(data[size:], "big")
+
+
+def without(file: BinaryIO, chunks: Iterable[tuple[bytes, int, int]]) -> BinaryIO:
+    """A PNG in memory that lacks these chunks."""
+    parts, start = [], 0
+    for _, place, size in chunks:
+        file.seek(start)
+        parts.append(file.read(place - 8 - start))
+        start = place + size + 4
+    file.seek(start)
+    return io.BytesIO(b"".join([*parts, file.read()]))
 
 
 def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:

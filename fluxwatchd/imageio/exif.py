@@ -13,12 +13,18 @@ ORIENTATION, EXIF_IFD, GPS_IFD, INTEROP_IFD = 0x0112, 0x8769, 0x8825, 0xA005
 WIDTH_TAGS, HEIGHT_TAGS = (0x0100, 0xA002), (0x0101, 0xA003)
 RESOLUTIONS, RESOLUTION_UNIT = (0x011A, 0x011B), 0x0128
 THUMB_OFFSET, THUMB_LENGTH = 0x0201, 0x0202
-SHORT, LONG, RATIONAL = 3, 4, 5
+BYTE, SHORT, LONG, RATIONAL, UNDEFINED = 1, 3, 4, 5, 7
 TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 MAKER_NOTE = 0x927C
+UNDEFINED_TAGS = frozenset(
+    {0x8828, 0x9000, 0x9101, MAKER_NOTE, 0x9286, 0xA000, 0xA20C, 0xA300, 0xA301, 0xA302, 0xA40B}
+)
+"""OECF, versions, component layout, maker note, remark, and what sensors and scenes are."""
 NOTE_HEADS = (0, 8, 12, 10, 6)
 """bytes before the directory of a maker note."""
 
+MOST = (1 << 32) - 1
+"""What a LONG, and either part of a RATIONAL, goes up to."""
 MOST_ENTRIES = 1000
 LARGEST = 64_000
 """bytes; a JPEG holds its EXIF in one segment of at most 65,533."""
@@ -73,26 +79,39 @@ class Block:
 
     def entries(self, ifd: int) -> Iterator[Entry]:
         """The entries of the directory at ``ifd``; raises BrokenExif where one points outside."""
+        for place in self.places(ifd):
+            yield self.entry(place)
+
+    def entry(self, place: int) -> Entry:
+        """The entry at ``place``; raises BrokenExif where it points outside."""
+        tag, kind = self.get("H", place), self.get("H", place + 2)
+        number = self.get("I", place + 4)
+        size = TYPE_SIZES.get(kind, 1) * number
+        value = place + 8 if size <= 4 else self.get("I", place + 8)
+        if value + size > len(self.data):
+            raise BrokenExif(f"tag {tag:#06x} points outside")
+        return Entry(tag, kind, number, place, value)
+
+    def find(self, ifd: int, tag: int) -> Entry | None:
+        """The entry of ``tag`` in the directory at ``ifd``; the others may point where they will.
+
+        Raises BrokenExif where this one points outside.
+        """
+        return next((self.entry(place) for place in self.places(ifd, tag)), None)
+
+    def places(self, ifd: int, tag: int | None = None) -> Iterator[int]:
+        """Where the entries of the directory at ``ifd`` lie, or those of ``tag``."""
         count = self.get("H", ifd)
         if count > MOST_ENTRIES:
             raise BrokenExif(f"{count} entries")
         for place in range(ifd + 2, ifd + 2 + 12 * count, 12):
-            tag, kind, number = self.get("H", place), self.get("H", place + 2), 0
-            number = self.get("I", place + 4)
-            size = TYPE_SIZES.get(kind, 1) * number
-            value = place + 8 if size <= 4 else self.get("I", place + 8)
-            if value + size > len(self.data):
-                raise BrokenExif(f"tag {tag:#06x} points outside")
-            yield Entry(tag, kind, number, place, value)
-
-    def find(self, ifd: int, tag: int) -> Entry | None:
-        """The entry of ``tag`` in the directory at ``ifd``."""
-        return next((entry for entry in self.entries(ifd) if entry.tag == tag), None)
+            if tag is None or self.get("H", place) == tag:
+                yield place
 
     def pointer(self, ifd: int, tag: int) -> int | None:
-        """Where the sub-directory ``tag`` lies."""
+        """Where the sub-directory ``tag`` lies; None without one, as a pointer of 0 says too."""
         entry = self.find(ifd, tag)
-        return self.get("I", entry.value_place) if entry else None
+        return (self.get("I", entry.value_place) or None) if entry else None
 
     def next_place(self, ifd: int) -> int:
         """Where the offset of the next directory stands."""
@@ -209,8 +228,9 @@ def _mend_entry(
             block.set_number(entry, 2)
     elif (entry.kind, entry.count) == (RATIONAL, 1) and dpi and entry.tag in RESOLUTIONS:
         value = dpi[RESOLUTIONS.index(entry.tag)]
-        block.put("I", entry.value_place, round(value * 1000))
-        block.put("I", entry.value_place + 4, 1000)
+        below = 1000 if value < MOST // 1000 else 1
+        block.put("I", entry.value_place, min(round(value * below), MOST))
+        block.put("I", entry.value_place + 4, below)
 
 
 def _mend_thumbnail(block: Block, thumbnail: bytes | None) -> None:
@@ -238,6 +258,17 @@ def _mend_thumbnail(block: Block, thumbnail: bytes | None) -> None:
     block.put("I", link, 0)
 
 
+def declare_undefined(block: Block) -> None:
+    """Give values that are UNDEFINED by the standard this type back, where they are BYTE."""
+    sub = block.pointer(block.first, EXIF_IFD)
+    gps = block.pointer(block.first, GPS_IFD)
+    interop = block.pointer(sub, INTEROP_IFD) if sub else None
+    for ifd, tags in ((sub, UNDEFINED_TAGS), (gps, (0x1B, 0x1C)), (interop, (0x02,))):
+        for entry in list(block.entries(ifd)) if ifd else ():
+            if entry.tag in tags and entry.kind == BYTE:
+                block.put("H", entry.place + 2, UNDEFINED)
+
+
 def maker_note(block: Block) -> Entry | None:
     """The entry of the maker note."""
     sub = block.pointer(block.first, EXIF_IFD)
@@ -260,7 +291,16 @@ def shift_note(block: Block, was: int, by: int) -> None:
         if outside:
             for place in outside:
                 block.put("I", place, block.get("I", place) + by)
+            _shift_footer(block, note, by)
             return
+
+
+def _shift_footer(block: Block, note: Entry, by: int) -> None:
+    """Mend the end of a Canon's note: a TIFF header that says where the note once stood."""
+    place = note.value_place + note.size - 8
+    header = b"II*\0" if block.order == "<" else b"MM\0*"
+    if note.size > 8 and block.data[place : place + 4] == header:
+        block.put("I", place + 4, block.get("I", place + 4) + by)
 
 
 def _outside_values(block: Block, ifd: int, within: tuple[int, int]) -> list[int]:
@@ -302,8 +342,9 @@ def relocate(exif: bytes, base: int) -> bytes:
         seen.add(ifd)
         for entry in list(block.entries(ifd)):
             if entry.tag in (EXIF_IFD, GPS_IFD, INTEROP_IFD) and entry.inline:
-                pending.append(block.get("I", entry.value_place))
-                block.put("I", entry.value_place, block.get("I", entry.value_place) + base)
+                if inner := block.get("I", entry.value_place):  # 0 is none
+                    pending.append(inner)
+                    block.put("I", entry.value_place, inner + base)
             elif not entry.inline:
                 block.put("I", entry.place + 8, entry.value_place + base)
     return bytes(block.data)

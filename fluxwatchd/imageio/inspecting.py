@@ -65,7 +65,12 @@ TEXT, TEXTS = 1 << 24, 1 << 26
 """bytes, unpacked, of one of a PNG's texts or its profile, and of all; Pillow's own limits are 1 MB
 and 64, too few for some profiles."""
 
+MENDED = 1 << 30
+"""bytes; a longer PNG with a damaged chunk beside its pixels is the decoder's to refuse."""
+
 PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
+MULTIPLIED = "RGBa"
+"""What pillow-heif calls colours that alpha was multiplied into."""
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"})
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 FOREIGN = (
@@ -166,6 +171,8 @@ def _open_pillow(file: BinaryIO, name: str, length: int) -> Opened:
     """PNG, JPEG, WebP, AVIF, BMP, JPEG 2000, PNM."""
     head = file.read(len(PNG_MAGIC))
     png = containers.walk_png(file, name) if head == PNG_MAGIC else None
+    if png and png.broken and length <= MENDED:
+        file = containers.without(file, png.broken)
     scans = containers.jpeg_scans(file, name) if head.startswith(JPEG_MAGIC) else 1
     if head[:1] == b"P" and head[1:2] in b"123456":
         file.seek(0)
@@ -185,7 +192,7 @@ def _open_pillow(file: BinaryIO, name: str, length: int) -> Opened:
     size = _turned(image.size, turn)
     header = Header(*size, frames, kind, mode if depth == 8 else f"{mode};16", depth)
     opened = Opened(name, file, length, header, image, exif, turn, scans=scans, boxes=boxes)
-    opened.notes = _second_pictures(image)
+    opened.notes = (*_second_pictures(image), *_broken_chunks(png))
     opened.bits = 1 if mode == "1" else 8
     if png:
         opened.late, opened.bits, opened.coded = png.late, png.bits, png.coded
@@ -218,6 +225,12 @@ def _pillow_image(file: BinaryIO, name: str) -> Image.Image:
 def _second_pictures(image: Image.Image) -> tuple[str, ...]:
     """What to say of the further pictures in a JPEG."""
     return _further(int(getattr(image, "n_frames", 1)) - 1 if image.format == "MPO" else 0)
+
+
+def _broken_chunks(png: containers.Png | None) -> tuple[str, ...]:
+    """What to say of chunks that were left out."""
+    names = dict.fromkeys(kind.decode() for kind, _, _ in png.broken) if png else ()
+    return (f"{', '.join(names)} left out: damaged, by its checksum",) if names else ()
 
 
 def _further(more: int) -> tuple[str, ...]:
@@ -261,7 +274,7 @@ def _layout(
         grey = bool(flags) and all(flag & avif.MONOCHROME for flag in flags)
         return ("L" if grey else mode), 16 if any(flag & avif.DEEP for flag in flags) else 8
     if kind == "JPEG2000":
-        bits = jp2.depth(file_head, bool(boxes and boxes.ycc), name)
+        bits = max(jp2.depths(file_head, bool(boxes and boxes.ycc), name))
         return {"I;16": "L"}.get(mode, mode), 16 if bits > 8 else 8
     if kind == "PPM" and file_head[:2] in (b"Pf", b"PF"):
         raise rejected(name, "a PNM with float samples", hint="Save it with 8 or 16 bits.")
@@ -316,7 +329,8 @@ def _open_heif(file: BinaryIO, name: str, length: int) -> Opened:
 
     heif = pillow_heif.open_heif(file, convert_hdr_to_8bit=False, hdr_to_16bit=False)
     deep = int(heif.info.get("bit_depth", 8)) > 8
-    mode = {"I": "L"}.get(heif.mode.split(";")[0], heif.mode.split(";")[0])
+    named = heif.mode.split(";")[0]
+    mode = {"I": "L", MULTIPLIED: "RGBA"}.get(named, named)
     width, height = heif.size
     header = Header(
         width, height, len(heif), "HEIF", f"{mode};16" if deep else mode, 16 if deep else 8

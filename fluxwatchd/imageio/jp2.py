@@ -35,10 +35,10 @@ class Beside:
     ycc: bool = False
 
 
-def depth(head: bytes, ycc: bool, name: str) -> int:
-    """Bits a component, the most of all of them, from the SIZ marker (A.5.1).
+def depths(head: bytes, ycc: bool, name: str) -> tuple[int, ...]:
+    """Bits of every component, from the SIZ marker (A.5.1).
 
-    Raises InputRejected for deep samples of a kind that the decoder does not turn into RGB.
+    Raises InputRejected for samples of a kind that the decoder does not turn into RGB.
     """
     place = head.find(SIZES)
     if place < 0:
@@ -48,15 +48,16 @@ def depth(head: bytes, ycc: bool, name: str) -> int:
     if not sizes:
         raise ValueError("no components")
     bits = [(size & 0x7F) + 1 for size in sizes]
-    if max(bits) > 8 and (ycc or len(set(sizes)) > 1 or sizes[0] & 0x80):
+    deep = max(bits) > 8 and (len(set(sizes)) > 1 or sizes[0] & 0x80)
+    if deep or (ycc and set(bits) != {8}):
         raise rejected(
             name,
-            f"a JPEG 2000 picture with channels of {bits} bits, in YCC or signed",
+            f"a JPEG 2000 picture with channels of {bits} bits, in YCC, unlike or signed",
             hint=SAVE_ANEW,
         )
     if max(bits) > 16:
         raise rejected(name, f"{max(bits)} bits a channel", hint="Save it with 8 or 16 bits.")
-    return max(bits)
+    return tuple(bits)
 
 
 def beside(file: BinaryIO) -> Beside:

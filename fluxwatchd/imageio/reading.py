@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fluxwatchd.imageio import avif, colour, jp2, jpeg
+from fluxwatchd.imageio import avif, colour, jp2, jpeg, multiplied
 from fluxwatchd.imageio.carrying import carried
 from fluxwatchd.imageio.containers import PNG_MAGIC, png_chunks, refuse_short_png
 from fluxwatchd.imageio.faults import decoding
 from fluxwatchd.imageio.inspecting import (
     HEAD,
+    MULTIPLIED,
     Animated,
     Opened,
     inspect,
@@ -136,9 +137,19 @@ def _from_cmyk(raster: Raster, icc: bytes | None, notes: list[str]) -> Floats:
     """CMYK leaves as RGB without its profile: what sRGB cannot hold is cut off here."""
     if colour.usable(icc, "cmyk", back=False):
         notes.append("CMYK became sRGB, through its colour profile")
-        return np.clip(colour.to_srgb(raster.colour, icc or b""), 0, 1)
+        return np.clip(colour.to_srgb(_full(raster.colour, raster.largest), icc or b""), 0, 1)
     notes.append("CMYK became sRGB by a plain formula: it has no colour profile that works")
     return _naive_cmyk(raster)
+
+
+def _full(samples: NDArray[Any], largest: int) -> NDArray[Any]:
+    """0..``largest`` -> the whole range of uint8 or uint16, which is what LittleCMS knows."""
+    return samples if largest in (255, 65535) else _widened(samples, largest)
+
+
+def _widened(samples: NDArray[Any], largest: int) -> NDArray[Any]:
+    """0..``largest`` -> 0..65535."""
+    return ((samples.astype(np.uint32) * 65535 + largest // 2) // largest).astype(np.uint16)
 
 
 def _naive_cmyk(raster: Raster) -> Floats:
@@ -170,7 +181,8 @@ def _raster(opened: Opened, data: bytes) -> Raster:
     if header.format == "JPEG":
         bands = len(opened.decoder.getbands())
         jpeg.refuse_damaged(data, bands, opened.name)
-    return _pillow_raster(opened.decoder, header.mode)
+    raster = _pillow_raster(opened.decoder, header.mode)
+    return raster if header.format != "JPEG2000" else _unshifted(raster, opened, data)
 
 
 def _pillow_raster(image: Image.Image, mode: str) -> Raster:
@@ -200,7 +212,7 @@ def _space(samples: NDArray[Any]) -> str:
     return "gray" if samples.ndim == 2 or samples.shape[2] < 3 else "rgb"
 
 
-def _png_raster(opened: Opened, data: bytes) -> Raster:
+def _png_raster(opened: Opened, _data: bytes) -> Raster:
     """16-bit PNG by libpng: Pillow 13 reads 16-bit colour as 8."""
     import imagecodecs
 
@@ -208,7 +220,8 @@ def _png_raster(opened: Opened, data: bytes) -> Raster:
     pixels = [PNG_MAGIC]
     for kind, place, size in png_chunks(opened.file):
         if kind in PNG_PIXELS:
-            pixels.append(data[place - 8 : place + size + 4])
+            opened.file.seek(place - 8)
+            pixels.append(opened.file.read(size + 12))
     samples = imagecodecs.png_decode(b"".join(pixels))
     return _split(samples, 65535, _space(samples))
 
@@ -224,15 +237,41 @@ def _webp_raster(opened: Opened, data: bytes) -> Raster:
 
 def _j2k_raster(opened: Opened, data: bytes) -> Raster:
     """More than 8 bits of JPEG 2000, by OpenJPEG."""
+    samples = _j2k_samples(opened, data)
+    largest = (1 << max(jp2.depths(data[:HEAD], ycc=False, name=opened.name))) - 1
+    if opened.header.mode.startswith("CMYK"):
+        return Raster(samples, None, largest, "cmyk")
+    return _split(samples, largest, _space(samples))
+
+
+def _j2k_samples(opened: Opened, data: bytes) -> NDArray[Any]:
+    """JPEG 2000 as it is stored, a palette looked up."""
     import imagecodecs
 
-    samples = imagecodecs.jpeg2k_decode(data)
+    samples: NDArray[Any] = imagecodecs.jpeg2k_decode(data)
     _same_size(opened, samples)
-    bits = jp2.depth(data[:HEAD], ycc=False, name=opened.name)
-    if opened.header.mode.startswith("CMYK"):
-        ink = samples.astype(np.uint32) * 65535 // ((1 << bits) - 1)
-        return Raster(ink.astype(np.uint16), None, 65535, "cmyk")
-    return _split(samples, (1 << bits) - 1, _space(samples))
+    return samples
+
+
+def _unshifted(raster: Raster, opened: Opened, data: bytes) -> Raster:
+    """JPEG 2000 under 8 bits: Pillow only shifts it up, so that white would be grey.
+
+    Channels may differ in depth (a mask of 1 bit as alpha). A palette's index is shifted as well.
+    """
+    bits = jp2.depths(data[:HEAD], ycc=False, name=opened.name)
+    if set(bits) == {8}:
+        return raster
+    if opened.header.mode == "P":
+        samples = _j2k_samples(opened, data)
+        return _split(samples, 255, _space(samples))
+    planes = [*np.moveaxis(raster.colour, 2, 0), *([] if raster.alpha is None else [raster.alpha])]
+    full = [_widened(p >> (8 - b), (1 << b) - 1) for p, b in zip(planes, bits, strict=True)]
+    return replace(
+        raster,
+        colour=np.stack(full[: raster.colour.shape[2]], -1),
+        alpha=None if raster.alpha is None else full[-1],
+        largest=65535,
+    )
 
 
 def _avif_raster(opened: Opened, data: bytes) -> Raster:
@@ -273,7 +312,10 @@ def _heif_raster(opened: Opened) -> Raster:
     deep = opened.header.depth == 16
     largest = (1 << int(heif.info["bit_depth"])) - 1 if deep else 255
     _same_size(opened, samples)
-    return _split(samples, largest, _space(samples))
+    raster = _split(samples, largest, _space(samples))
+    if raster.alpha is None or not heif.mode.startswith(MULTIPLIED):
+        return raster
+    return replace(raster, colour=multiplied.straight(raster.colour, raster.alpha, largest))
 
 
 def _tiff_raster(opened: Opened) -> Raster:

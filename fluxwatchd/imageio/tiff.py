@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fluxwatchd.imageio import exif as exif_block
-from fluxwatchd.imageio import iptc
+from fluxwatchd.imageio import iptc, multiplied
 from fluxwatchd.imageio.faults import damaged, rejected
 from fluxwatchd.imageio.picture import Metadata, believable
 
@@ -33,7 +33,8 @@ PIECE, LEAST_PIECE = 4, 1 << 20
 
 SUBFILE, ICC, XMP, IPTC, PHOTOSHOP = 254, 34675, 700, 33723, 34377
 X_RESOLUTION, RESOLUTION_UNIT = 282, 296
-REDUCED = 1
+REDUCED, MASK = 1, 4
+"""Kinds of pages (NewSubfileType) that are no picture of their own."""
 MOST_PAGES = 1000
 """A file may chain them without end; whoever sees as many knows that it is no single picture."""
 
@@ -50,6 +51,7 @@ ROWS_BYTES = 1 << 18
 
 ENDIANS: dict[str, Literal["little", "big"]] = {"<": "little", ">": "big"}
 DIRECTORIES = (exif_block.EXIF_IFD, exif_block.GPS_IFD)
+NAMED = {exif_block.EXIF_IFD: "EXIF", exif_block.GPS_IFD: "GPS"}
 
 DESCRIPTIVE = frozenset(
     {269, 270, 271, 272, 274, 282, 283, 285, 296, 305, 306, 315, 316, 18246, 18249, 33432}
@@ -75,9 +77,14 @@ def open_page(file: BinaryIO, name: str) -> tuple[Any, int]:
 
 
 def _is_preview(page: Any) -> bool:
-    """Whether a page is a reduced copy of another."""
+    """Whether a page is a reduced copy of another, or its transparency mask."""
+    return bool(_kind(page) & (REDUCED | MASK))
+
+
+def _kind(page: Any) -> int:
+    """The bits of NewSubfileType."""
     tag = page.tags.get(SUBFILE) if hasattr(page, "tags") else None
-    return bool(tag is not None and int(tag.value) & REDUCED)
+    return int(tag.value) if tag is not None else 0
 
 
 def layout(page: Any, name: str) -> tuple[str, int]:
@@ -169,7 +176,7 @@ def samples(page: Any) -> tuple[NDArray[Any], NDArray[Any] | None, int]:
         return colour, None, largest
     alpha = extra[..., place]
     if page.extrasamples and int(page.extrasamples[place]) == ASSOCIATED:
-        colour = _unmultiplied(colour, alpha, largest)
+        colour = multiplied.straight(colour, alpha, largest)
     return colour, alpha, largest
 
 
@@ -193,13 +200,6 @@ def _through_palette(page: Any, index: NDArray[Any]) -> NDArray[Any]:
     return np.moveaxis(table[:, np.minimum(index, table.shape[1] - 1)], 0, -1).astype(np.uint8)
 
 
-def _unmultiplied(colour: NDArray[Any], alpha: NDArray[Any], largest: int) -> NDArray[Any]:
-    """Colour that alpha was multiplied into (TIFF 6.0, section 18), as it was before."""
-    whole = colour.astype(np.float64) * largest / np.maximum(alpha, 1)[..., None]
-    unmultiplied: NDArray[Any] = np.rint(np.minimum(whole, largest)).astype(colour.dtype)
-    return unmultiplied
-
-
 def orientation(page: Any) -> int:
     """How the stored picture lies, 1..8, by the page's own tag."""
     tag = page.tags.get(exif_block.ORIENTATION)
@@ -216,7 +216,19 @@ def notes(page: Any, exif: bytes | None) -> tuple[str, ...]:
         said.append(f"{more} further channels were left out")
     if exif is None and exif_block.EXIF_IFD in page.tags:
         said.append("EXIF was left out: it is not read from a BigTIFF")
+    said += [f"{name} was left out: its directory is damaged" for name in _lost(exif)]
+    if any(_kind(other) & MASK for other in islice(page.parent.pages, MOST_PAGES)):
+        said.append("a transparency mask on a page of its own was left out")
     return tuple(said)
+
+
+def _lost(exif: bytes | None) -> Iterator[str]:
+    """The directories that a page points to and that came out empty, as they lie outside."""
+    block = exif_block.Block(exif) if exif else None
+    for tag, name in NAMED.items() if block else ():
+        place = block.pointer(block.first, tag) if block else None
+        if block and place is not None and block.get("H", place) == 0:
+            yield name
 
 
 def exif_of(page: Any, file: BinaryIO) -> bytes | None:
@@ -232,6 +244,7 @@ def exif_of(page: Any, file: BinaryIO) -> bytes | None:
         return None
     _keep_bytes(exif)
     block = exif_block.Block(exif.tobytes())
+    exif_block.declare_undefined(block)
     _shift_note(page, file, block)
     return bytes(block.data)
 

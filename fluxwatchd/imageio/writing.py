@@ -37,6 +37,8 @@ SAMPLES_AT_ONCE = 1 << 22
 DITHER_SEED = 0
 SEGMENT = 65_533
 JPEG_DENSITY = 65_535
+LARGEST_DPI = 100_000_000.0
+"""px per inch that every format can say; a PNG says them in 32 bits, of a metre."""
 XMP_SEGMENT = SEGMENT - 29
 
 
@@ -161,7 +163,11 @@ def _strips(
     picture: Picture, icc: bytes | None, *, deep: bool, dither: bool, flatten: bool
 ) -> Iterator[NDArray[Any]]:
     """Floats -> the profile's space -> integers, some rows at a time."""
-    random = np.random.default_rng(DITHER_SEED) if dither else None
+    random, beside = (
+        # of their own: what alpha is rounded by must not depend on where strips end
+        (np.random.default_rng(seed) if dither else None)
+        for seed in (DITHER_SEED, DITHER_SEED + 1)
+    )
     step = max(1, SAMPLES_AT_ONCE // max(1, picture.pixels[0].size))
     for top in range(0, picture.height, step):
         pixels = picture.pixels[top : top + step]
@@ -172,7 +178,7 @@ def _strips(
             pixels = colour.from_srgb(pixels, icc)
         parts = [quantised(pixels, deep=deep, random=random)]
         if alpha is not None:
-            parts.append(quantised(alpha, deep=deep))
+            parts.append(quantised(alpha, deep=deep, random=beside))
         yield np.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
 
 
@@ -200,7 +206,9 @@ def _mended(
 ) -> Metadata:
     """The source's metadata made true for this picture."""
     old = picture.metadata
-    dpi = (old.dpi[0] * scale, old.dpi[1] * scale) if old.dpi else None
+    dpi = None
+    if old.dpi:
+        dpi = min(old.dpi[0] * scale, LARGEST_DPI), min(old.dpi[1] * scale, LARGEST_DPI)
     exif, packet = old.exif, old.xmp
     if exif:
         try:
@@ -232,7 +240,13 @@ def _mended(
     icc = _profile(picture, kind)
     if old.icc and icc is None and kind in COLOUR_ONLY:
         notes.append(f"the colour profile was left out: {kind} keeps those of RGB pictures alone")
-    return Metadata(icc, exif, packet, old.iptc, dpi, old.text)
+    text = tuple(one for one in old.text if not (strip_gps and _tells_place(*one)))
+    return Metadata(icc, exif, packet, old.iptc, dpi, text)
+
+
+def _tells_place(keyword: str, text: str) -> bool:
+    """Whether a text is a GPS property by its keyword, or XML that has one."""
+    return "gps" in keyword.lower() or ("<" in text and "gps" in text.lower())
 
 
 def _profile(picture: Picture, kind: str) -> bytes | None:
@@ -303,6 +317,8 @@ def _tiff(encoding: Encoding, target: BinaryIO, notes: list[str]) -> None:
     from fluxwatchd.imageio import tiff
 
     _note_text(encoding.metadata.text, "TIFF", notes)
+    if encoding.metadata.exif and exif_block.has_thumbnail(encoding.metadata.exif):
+        notes.append("EXIF's thumbnail was left out: a TIFF's would be a picture of its own")
     tiff.write(
         target,
         encoding.shape,
@@ -335,11 +351,11 @@ def _jpeg(encoding: Encoding, target: BinaryIO, notes: list[str]) -> None:
     if len(metadata.exif or b"") > SEGMENT - 6:
         notes.append("EXIF was left out: it is longer than a JPEG segment")
         options.pop("exif")
-    texts = dict(metadata.text)
-    comment = texts.pop("Comment", "").encode()
-    if 0 < len(comment) <= SEGMENT:
-        options["comment"] = comment
-    _note_text(tuple(texts.items()), "JPEG", notes)
+    comments = [text.encode() for keyword, text in metadata.text if keyword == "Comment"]
+    if comments and 0 < len(comments[0]) <= SEGMENT:
+        options["comment"] = comments.pop(0)
+    others = [one for one in metadata.text if one[0] != "Comment"]
+    _note_text([*others, *[("Comment", "")] * len(comments)], "JPEG", notes)
     if max(metadata.dpi or (0, 0)) > JPEG_DENSITY:
         options.pop("dpi")  # JFIF has 16 bits for it; EXIF keeps it where there is one
     options["extra"] = extra

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from xml.sax.saxutils import quoteattr
 
-from fluxwatchd.imageio.packet import BrokenXmp, Packet, Piece
+from fluxwatchd.imageio.packet import TAG, BrokenXmp, Packet, Piece
 
 SOURCES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 TRAINED = "compositeWithTrainedAlgorithmicMedia"
@@ -60,7 +60,7 @@ def mend(
         if strip_gps and piece.name.lower().startswith("gps"):
             edits.append(_removal(piece))
         elif piece.leaf and (value := true.get((piece.space, piece.name))) is not None:
-            edits.append(_overwriting(piece, value))
+            edits.append(_overwriting(packet, piece, value))
     return packet.changed(edits)
 
 
@@ -68,8 +68,14 @@ def _removal(piece: Piece) -> tuple[int, int, bytes]:
     return piece.start, piece.end, b""
 
 
-def _overwriting(piece: Piece, value: str) -> tuple[int, int, bytes]:
-    return piece.value_start, piece.value_end, value.encode()
+def _overwriting(packet: Packet, piece: Piece, value: str) -> tuple[int, int, bytes]:
+    """``value`` in place of the old one; an element that is one tag becomes two."""
+    tag = packet.data[piece.start : piece.end]
+    if piece.value_start < piece.end or not tag.endswith(b"/>"):
+        return piece.value_start, piece.value_end, value.encode()
+    named = TAG.match(tag)
+    name = named[0][1:] if named else b""
+    return piece.start, piece.end, tag[:-2] + b">" + value.encode() + b"</" + name + b">"
 
 
 def with_provenance(xmp: bytes | None, provenance: Mapping[str, object]) -> bytes:

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -331,6 +332,19 @@ def test_a_crop_over_the_edge_is_refused():
 
 
 # --- with the real engine -------------------------------------------------------------------
+
+
+def test_the_bundled_nano_beats_bicubic_on_the_packaged_photograph(tmp_path):
+    """So that ruined weights are noticed; how far it beats it is for benchmarks/ to say."""
+    sample = resources.files("fluxwatchd") / "data" / "sample.jpg"
+    (tmp_path / "sample.jpg").write_bytes(sample.read_bytes())
+    for settings in ({}, {"dino_strength": 1.0}):
+        made = quality.measure(tmp_path, settings=settings, methods=("nano", "bicubic"))
+        nano, bicubic = made.means["nano"], made.means["bicubic"]
+        assert nano.psnr_y > bicubic.psnr_y + 0.3
+        assert nano.ssim > bicubic.ssim + 0.01
+        assert nano.gmsd < bicubic.gmsd
+        assert " in float32 on " in made.ran["nano"] or " in bfloat16 on " in made.ran["nano"]
 
 
 def test_quality_compares_nano_with_lanczos_and_bicubic(folder):

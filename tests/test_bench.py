@@ -518,6 +518,35 @@ def test_guidance_is_compared_with_pixels_alone(folder, steering):
     assert len({tuple(mean.values()) for mean in made.means.values()}) == 3
 
 
+def test_all_of_the_ablation_is_one_run(folder, steering):
+    made = dino.measure(
+        folder,
+        settings=steering | {"variant": "nano-img2img", "strength": 0.6, "steps": 1},
+        modes=("tokens:0,1", "guide:1", "both:1"),
+        control=True,
+        judge=Path(steering["dino_encoder"]),
+    )
+    assert list(made.means) == [
+        "off",
+        "tokens 0",
+        "tokens 1",
+        "guide 1",
+        "both 1",
+        "tokens 1, another picture's tokens",
+        "tokens 1, an untrained encoder's tokens",
+        "guide 1, the pixel term alone",
+    ]
+    assert list(made.bit_equal_to_off.values()) == [2, 2, 0, 0, 0, 0, 0, 0]
+    assert len(made.against_off) == 7 and len(made.against_control) == 3
+    assert " in float32 on " in made.off or " in bfloat16 on " in made.off
+
+
+@pytest.mark.parametrize("mode", ["token", "guide:2", "guide:x", "both:0.5,", ":1"])
+def test_a_mode_that_is_none_is_refused(mode):
+    with pytest.raises(ConfigError, match="is none"):
+        dino.arms_of((mode,), (1.0,), control=False)
+
+
 def test_arms_of_different_seeds_are_refused(folder):
     with pytest.raises(ConfigError, match="same seed"):
         dino.measure(folder, settings={"seed": "random"})

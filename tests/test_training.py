@@ -390,6 +390,7 @@ def test_the_bundled_weights_are_those_of_the_model_card_and_small_enough():
         str(file.relative_to(NANO)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
     }
     assert listed == found
+    assert f"`{DinoEncoder.load(NANO / 'dino').identity}`" in card
 
 
 def test_the_bundled_adapter_belongs_to_the_bundled_encoder():

@@ -69,7 +69,7 @@ def find(
     adapter = _adapter(profile, mine, fetch)
     if adapter is not None:
         check_adapter(_spec(adapter, profile), model, text_width, config)
-    elif wants(profile) and profile.dino_mode in {"tokens", "both"}:
+    elif profile.dino_mode in {"tokens", "both"}:
         raise no_adapter(profile.dino_mode, profile.variant)
     return Eyes(folder, name, adapter, to_come=to_come)
 

@@ -116,7 +116,7 @@ def _encoder(name: str, profile: Profile, fetch: hub.Fetch) -> Path:
     except ConfigError as error:
         if not named.is_hub_id(name):
             raise
-        wish = f"dino_mode is {profile.dino_mode!r}, dino_strength {profile.dino_strength:g}"
+        wish = f"dino_mode is {profile.dino_mode!r}, dino_strength {profile.dino_strength or 0:g}"
         raise ConfigError(
             f"{wish}, but the DINO encoder is not to be had: {error}",
             hint=f"Fetch it (hf download {name}), {WAYS_OUT}",

@@ -17,7 +17,7 @@ from fluxwatchd.bench.peers import REAL_ESRGAN
 
 WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "nano, as shipped": ("nano", {}),
-    "nano, DINO off": ("nano", {"dino_mode": "off"}),
+    "nano, tokens 0.5": ("nano", {"dino_strength": 0.5}),
     "nano, one step": ("nano", {"steps": 1}),
     "nano-img2img, as shipped": ("nano-img2img", {}),
     "lanczos": ("lanczos", {}),

@@ -88,14 +88,19 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
                 native_tile=256,
                 vae_factor=4,
                 uses_sources=True,
-                defaults=MappingProxyType({"scale": 4.0, "steps": 2, "strength": 1.0}),
+                # it sees the source itself: tokens change nothing that counts (docs/dino.md)
+                defaults=MappingProxyType(
+                    {"scale": 4.0, "steps": 2, "strength": 1.0, "dino_strength": 0.0}
+                ),
             ),
             Variant(
                 name="nano-img2img",
                 model=BUNDLED,
                 native_tile=256,
                 vae_factor=4,
-                defaults=MappingProxyType({"scale": 2.0, "steps": 4, "strength": 0.3}),
+                defaults=MappingProxyType(
+                    {"scale": 2.0, "steps": 4, "strength": 0.3, "dino_strength": 0.5}
+                ),
             ),
             Variant(
                 name="schnell",
@@ -103,7 +108,9 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
                 native_tile=1024,
                 has_text=True,
                 text_length=256,
-                defaults=MappingProxyType({"scale": 2.0, "steps": 4, "strength": 0.3}),
+                defaults=MappingProxyType(
+                    {"scale": 2.0, "steps": 4, "strength": 0.3, "dino_strength": 0.5}
+                ),
             ),
             Variant(
                 name="dev",
@@ -115,7 +122,13 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
                 shift=Shift(),
                 licence="FLUX.1 [dev] Non-Commercial License",
                 defaults=MappingProxyType(
-                    {"scale": 2.0, "steps": 20, "strength": 0.3, "guidance_scale": 3.5}
+                    {
+                        "scale": 2.0,
+                        "steps": 20,
+                        "strength": 0.3,
+                        "guidance_scale": 3.5,
+                        "dino_strength": 0.5,
+                    }
                 ),
             ),
             Variant(
@@ -123,7 +136,9 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
                 model="",
                 native_tile=1024,
                 has_model=False,
-                defaults=MappingProxyType({"scale": 2.0, "steps": 1, "strength": 0.0}),
+                defaults=MappingProxyType(
+                    {"scale": 2.0, "steps": 1, "strength": 0.0, "dino_strength": 0.0}
+                ),
             ),
         )
     }

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -333,6 +334,19 @@ def test_a_crop_over_the_edge_is_refused():
 # --- with the real engine -------------------------------------------------------------------
 
 
+def test_the_bundled_nano_beats_bicubic_on_the_packaged_photograph(tmp_path):
+    """So that ruined weights are noticed. It learnt from it: benchmarks/ has what it never saw."""
+    sample = resources.files("fluxwatchd") / "data" / "sample.jpg"
+    (tmp_path / "sample.jpg").write_bytes(sample.read_bytes())
+    for settings in ({}, {"dino_strength": 1.0}):
+        made = quality.measure(tmp_path, settings=settings, methods=("nano", "bicubic"))
+        nano, bicubic = made.means["nano"], made.means["bicubic"]
+        assert nano.psnr_y > bicubic.psnr_y + 0.3
+        assert nano.ssim > bicubic.ssim + 0.01
+        assert nano.gmsd < bicubic.gmsd
+        assert " in float32 on " in made.ran["nano"] or " in bfloat16 on " in made.ran["nano"]
+
+
 def test_quality_compares_nano_with_lanczos_and_bicubic(folder):
     made = quality.measure(folder, settings={"dino_mode": "off", "seed": 7, "steps": 1})
     assert list(made.means) == ["nano", "lanczos", "bicubic"]
@@ -502,6 +516,35 @@ def test_guidance_is_compared_with_pixels_alone(folder, steering):
     )
     assert list(made.means) == ["off", "guide 1", "guide 1, the pixel term alone"]
     assert len({tuple(mean.values()) for mean in made.means.values()}) == 3
+
+
+def test_all_of_the_ablation_is_one_run(folder, steering):
+    made = dino.measure(
+        folder,
+        settings=steering | {"variant": "nano-img2img", "strength": 0.6, "steps": 1},
+        modes=("tokens:0,1", "guide:1", "both:1"),
+        control=True,
+        judge=Path(steering["dino_encoder"]),
+    )
+    assert list(made.means) == [
+        "off",
+        "tokens 0",
+        "tokens 1",
+        "guide 1",
+        "both 1",
+        "tokens 1, another picture's tokens",
+        "tokens 1, an untrained encoder's tokens",
+        "guide 1, the pixel term alone",
+    ]
+    assert list(made.bit_equal_to_off.values()) == [2, 2, 0, 0, 0, 0, 0, 0]
+    assert len(made.against_off) == 7 and len(made.against_control) == 3
+    assert " in float32 on " in made.off or " in bfloat16 on " in made.off
+
+
+@pytest.mark.parametrize("mode", ["token", "guide:2", "guide:x", "both:0.5,", ":1"])
+def test_a_mode_that_is_none_is_refused(mode):
+    with pytest.raises(ConfigError, match="is none"):
+        dino.arms_of((mode,), (1.0,), control=False)
 
 
 def test_arms_of_different_seeds_are_refused(folder):

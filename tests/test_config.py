@@ -574,6 +574,24 @@ def test_what_only_a_model_uses_is_said_where_none_runs():
         assert named == {*chosen, *more} - ({"strength"} if variant == "dev" else set())
 
 
+@pytest.mark.parametrize("zero", [{"variant": "nano"}, {"variant": "dev", "dino_strength": 0.0}])
+def test_dino_settings_without_strength_are_said(zero):
+    told = Profile(**zero, dino_mode="tokens", dino_adapter="a").without_effect()
+    assert told == (
+        "dino_mode has no effect: dino_strength is 0",
+        "dino_adapter has no effect: dino_strength is 0",
+    )
+    given = zero | {"dino_strength": 0.5}
+    assert Profile(**given, dino_mode="tokens", dino_adapter="a").without_effect() == ()
+
+
+def test_dino_steers_by_default_where_it_helps():
+    strengths = {name: Profile(variant=name).resolved().dino_strength for name in VARIANTS}
+    assert strengths == {
+        "nano": 0.0, "nano-img2img": 0.5, "schnell": 0.5, "dev": 0.5, "lanczos": 0.0
+    }  # fmt: skip
+
+
 def test_quality_means_nothing_to_a_lossless_format():
     assert Profile(format="png", quality=80).without_effect() == (
         "quality has no effect: png is lossless",

@@ -191,6 +191,45 @@ def test_nano_upscales_and_records_how(tmp_path: Path) -> None:
     assert len(record["sigmas"]) == record["profile"]["steps"] == 2
     assert (record["output"]["width"], record["output"]["height"]) == (160, 120)
     assert record["checkpoint"]["files"]
+    assert record["dino"]["mode"] == "off"  # and yet its drift is known
+    assert record["dino"]["drift"] is not None and record["dino"]["encoder"]
+
+
+def test_nano_takes_what_comes_in_every_way_once_and_whole(tmp_path: Path) -> None:
+    house = House(tmp_path, 'variant = "nano"')
+    photo((40, 30)).save(tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    try:
+        house.start().ready()
+        # 1. One is written slowly, with pauses longer than settle_seconds.
+        with (house.inbox / "slow.png").open("wb") as file:
+            for start in range(0, len(data), len(data) // 3 + 1):
+                file.write(data[start : start + len(data) // 3 + 1])
+                file.flush()
+                time.sleep(0.3)
+        # 2. One is renamed in, from a name that is ignored.
+        photo(seed=99).save(house.inbox / "b.png.part", format="PNG")
+        (house.inbox / "b.png.part").rename(house.inbox / "b.png")
+        # 3. Twenty come at once.
+        many = [f"p{number:02}.png" for number in range(20)]
+        for number, name in enumerate(many):
+            house.drop(name, seed=number, size=(8, 6))
+        names = sorted(["slow.png", "b.png", *many])
+        until(lambda: all(house.closed(name) for name in names), "all of them", patience=240)
+        places = house.places()
+        assert places["archive"] == names
+        assert places["outbox"] == sorted(names + [f"{name}.json" for name in names])
+        assert places["inbox"] == places["failed"] == []
+        assert (house.archive / "slow.png").read_bytes() == data
+        with (
+            Image.open(house.outbox / "slow.png") as slow,
+            Image.open(house.outbox / "p07.png") as p,
+        ):
+            assert (slow.size, p.size) == ((160, 120), (32, 24))
+        assert len({house.record(name)["output"]["sha256"] for name in names}) == len(names)
+        assert house.stop() == 0
+    finally:
+        house.kill()
 
 
 def test_a_good_reload_is_used_for_the_next_picture(running: House) -> None:

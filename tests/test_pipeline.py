@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(engine, picture
     assert np.abs(one.pixels - other.pixels).max() > 1e-3
 
 
-def test_the_tile_batch_changes_nothing_that_can_be_seen(picture):
+def test_the_tile_batch_changes_nothing_on_a_cpu(picture):
     results = []
     for batch in (1, 3):
         with open_engine(EngineSettings(device="cpu", tile_batch=batch)) as opened:
@@ -346,6 +346,16 @@ def test_tokens_change_the_result_and_are_recorded(engine, picture, eyes):
     for done in (on, off, zero):
         assert 0 <= done.dino.drift <= 2
         assert all(0 <= window.drift <= 2 for window in done.tiles.windows)
+
+
+def test_nano_measures_drift_unasked_and_takes_tokens_when_a_strength_is_set(engine, picture):
+    unasked = engine.upscale(picture, NANO, 7)
+    assert (unasked.dino.mode, unasked.dino.reason) == ("off", "dino_strength is 0")
+    assert 0 <= unasked.dino.drift <= 2
+    assert all(0 <= window.drift <= 2 for window in unasked.tiles.windows)
+    asked = engine.upscale(picture, NANO.model_copy(update={"dino_strength": 0.5}), 7)
+    assert (asked.dino.mode, asked.dino.strength) == ("tokens", 0.5)
+    assert asked.dino.encoder == unasked.dino.encoder
 
 
 def test_tiles_that_drift_are_run_again_from_half_the_strength(engine, picture, eyes):

@@ -195,6 +195,73 @@ def test_the_denoiser_learns(toy, images):
     assert after < before
 
 
+class BrokenOff(Exception):
+    """A run ends in the midst of a step."""
+
+
+class Short(data.Pictures):
+    """Pictures that break a run off when it asks for crops once more than ``left`` times."""
+
+    left = 0
+
+    def crops(self, *given, **more):
+        if self.left == 0:
+            raise BrokenOff
+        self.left -= 1
+        return super().crops(*given, **more)
+
+
+def test_a_run_that_is_broken_off_goes_on_at_its_step_to_the_same_weights(toy, images, tmp_path):
+    def train(folder, pictures, seed, **more):
+        options = nano.NanoOptions(
+            images=images, output=tmp_path / folder, dino=toy / "dino", resume=toy / "nano",
+            stage="denoiser", rate=2e-3, save_every=2, rollout_from=0.5,
+            **(TOY_NANO | {"steps": 6, "batch": 4, "tile": 32} | more),
+        )  # fmt: skip
+        lines = []
+        torch.manual_seed(seed)
+        common.CHANCE.seed(seed)
+        made = nano.train_denoiser(options, pictures, lambda **fields: lines.append(fields))
+        return made, lines
+
+    found = data.find(images)
+    whole, _ = train("whole", data.Pictures(found, CPU), seed=1)
+    # 1. It ends while its sixth step is made: four are saved.
+    short = Short(found, CPU)
+    short.left = 5
+    with pytest.raises(BrokenOff):
+        train("broken", short, seed=1)
+    # 2. Other options are another schedule.
+    with pytest.raises(ConfigError, match="of a run with another steps"):
+        train("broken", data.Pictures(found, CPU), seed=2, steps=7)
+    # 3. The same command goes on, wherever chance stood.
+    again, lines = train("broken", data.Pictures(found, CPU), seed=2)
+    assert {"denoiser_goes_on_at": 4} in lines
+    for one, two in ((whole.transformer, again.transformer), (whole.vae, again.vae),
+                     (whole.projector, again.projector)):  # fmt: skip
+        for (name, a), b in zip(one.state_dict().items(), two.state_dict().values(), strict=True):
+            assert torch.equal(a, b), name
+
+
+def test_a_stage_that_was_finished_is_not_trained_again(toy, images, tmp_path):
+    options = nano.NanoOptions(images=images, output=tmp_path, stage="autoencoder", **TOY_NANO)
+    torch.manual_seed(0)
+    common.CHANCE.seed(0)
+    lines = []
+    weights = []
+    for _ in range(2):
+        nano.train_autoencoder(
+            options, data.Pictures(data.find(images), CPU), lambda **f: lines.append(f)
+        )
+        weights.append((tmp_path / "vae" / "diffusion_pytorch_model.safetensors").read_bytes())
+    assert {"autoencoder_goes_on_at": 2} in lines
+    assert weights[0] == weights[1]
+    # and once all is done, the same command begins anew
+    nano.main(options)
+    nano.main(options)
+    assert not list(tmp_path.glob("*.state.safetensors"))
+
+
 def test_a_stage_that_does_not_exist_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="everything"):
         nano.main(nano.NanoOptions(output=tmp_path, stage="everything"))
@@ -323,6 +390,7 @@ def test_the_bundled_weights_are_those_of_the_model_card_and_small_enough():
         str(file.relative_to(NANO)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
     }
     assert listed == found
+    assert f"`{DinoEncoder.load(NANO / 'dino').identity}`" in card
 
 
 def test_the_bundled_adapter_belongs_to_the_bundled_encoder():

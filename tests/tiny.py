@@ -77,9 +77,9 @@ def diffusers_folder(root: Path, *, guidance: bool = False) -> Path:
     return root
 
 
-def dino(root: Path, *, model: str = "nano", width: int = 192) -> tuple[Path, Path]:
+def dino(root: Path, *, model: str = "nano", width: int = 192, seed: int = 4) -> tuple[Path, Path]:
     """A DINOv2 encoder's folder and an adapter for it."""
-    torch.manual_seed(4)
+    torch.manual_seed(seed)
     config = Dinov2Config(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
     )

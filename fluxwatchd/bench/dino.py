@@ -35,6 +35,7 @@ from fluxwatchd.job import Upscaled
 
 STRENGTHS = (0.0, 0.25, 0.5, 1.0)
 MODES = ("tokens", "guide")
+EVERY_MODE = ("tokens", "guide", "both")
 MEASURES = {"psnr_y": True, "ssim": True, "gmsd": False, "to_source": False, "to_truth": False}
 """The measures, and whether more of one is better."""
 TITLES = ("PSNR-Y dB", "SSIM", "GMSD", "drift to source", "drift to truth")
@@ -144,9 +145,9 @@ def measure(
     """Run every mode at every strength.
 
     ``settings``: other profile keys, the same in every arm (``variant``, ``strength``...).
-    ``control``: also run the controls of each mode at the highest strength. ``judge``: folder of
-    the encoder that measures drift (default: the one that steers). Raises ConfigError where a mode
-    cannot run, and what the engine raises.
+    ``modes``: see arms_of. ``control``: also run the controls of each mode at its highest strength.
+    ``judge``: folder of the encoder that measures drift (default: the one that steers). Raises
+    ConfigError where a mode cannot run, and what the engine raises.
     """
     arms = arms_of(modes, strengths, control)
     chosen = {
@@ -185,13 +186,32 @@ def measure(
 
 
 def arms_of(modes: Sequence[str], strengths: Sequence[float], control: bool) -> tuple[Arm, ...]:
-    """OFF, then every mode at every strength, then with ``control`` the controls of each mode."""
+    """OFF, then every mode at every strength, then with ``control`` the controls of each mode.
+
+    A mode may bring strengths of its own, as in ``guide:1`` and ``tokens:0.5,1``. Raises
+    ConfigError.
+    """
+    wanted = dict(_mode(mode, strengths) for mode in modes)
     wrong = controls.CONTROLS.items() if control else ()
     return (
         OFF,
-        *(Arm(mode, strength) for mode in modes for strength in sorted(strengths)),
-        *(Arm(mode, max(strengths), what) for what, mode in wrong if mode in modes),
+        *(Arm(mode, strength) for mode, own in wanted.items() for strength in own),
+        *(Arm(mode, max(wanted[mode]), what) for what, mode in wrong if mode in wanted),
     )
+
+
+def _mode(text: str, strengths: Sequence[float]) -> tuple[str, list[float]]:
+    """A mode and its strengths, rising."""
+    mode, _, given = text.partition(":")
+    try:
+        own = sorted({float(word) for word in given.split(",")} if given else set(strengths))
+    except ValueError:
+        own = []
+    if mode not in EVERY_MODE or not own or own[0] < 0 or own[-1] > 1:
+        raise ConfigError(
+            f"mode {text!r} is none", hint=f"Use {', '.join(EVERY_MODE)}, or as in guide:0.5,1."
+        )
+    return mode, own
 
 
 Run = Callable[[Pair, Pair, int], Upscaled]
@@ -310,9 +330,10 @@ def _difference_table(title: str, differences: Mapping[str, Mapping[str, Paired]
     "--mode",
     "modes",
     multiple=True,
-    type=click.Choice(("tokens", "guide", "both")),
+    metavar="MODE[:STRENGTH,...]",
     default=MODES,
     show_default=True,
+    help="tokens, guide or both; at strengths of its own as in guide:1.",
 )
 @click.option(
     "--strength",
@@ -321,6 +342,7 @@ def _difference_table(title: str, differences: Mapping[str, Mapping[str, Paired]
     type=click.FloatRange(0, 1),
     default=STRENGTHS,
     show_default=True,
+    help="For every mode that brings none of its own.",
 )
 @click.option("--control/--no-control", default=True, help="With the controls of each mode.")
 @click.option(

@@ -87,8 +87,11 @@ def _processor() -> str:
 
 
 def ran_line(upscaled: Upscaled) -> str:
-    """One line of what ran: the model, the start of every file's hash, and what DINO did."""
+    """One line of what ran: the model, in which dtype on what, its files' hashes, and its DINO."""
     checkpoint, did = upscaled.checkpoint, upscaled.dino
+    model = checkpoint.model or checkpoint.variant
+    if checkpoint.files:
+        model += f" in {checkpoint.dtype} on {checkpoint.device_name or checkpoint.device}"
     files = [f"{role} {name[:19]}" for role, name in sorted(checkpoint.files.items())]
     strength = f" {did.strength:g}" if did.mode != "off" else ""
-    return ", ".join([checkpoint.model or checkpoint.variant, *files, f"DINO {did.mode}{strength}"])
+    return ", ".join([model, *files, f"DINO {did.mode}{strength}"])

@@ -79,7 +79,9 @@ def _refuse_models(settings: Settings) -> None:
         if not profile.kind.has_model:
             continue
         try:
-            places.survey(profile, settings.engine, hub.only_cached)
+            parts = places.survey(profile, settings.engine, hub.only_cached)
+            if parts.eyes.to_come is not None:
+                click.echo(f"note: {folder.inbox}: {parts.eyes.to_come}", err=True)
         except hub.NotHere as error:
             click.echo(f"note: {folder.inbox}: {error}", err=True)
         except ConfigError as error:

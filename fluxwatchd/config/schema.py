@@ -153,15 +153,19 @@ class Profile(Frozen):
         "content",
         description="content: from the picture's hash, so the same picture gives the same result",
     )
-    dino_strength: Strength = Field(0.5, description="how hard DINO guides; 0 is exactly no DINO")
+    dino_strength: Annotated[Strength | None, AUTO] = Field(
+        None,
+        description="how hard DINO steers; 0 is exactly no DINO; auto: 0 for nano, 0.5 for the "
+        "others",
+    )
     dino_mode: DinoMode = Field(
         "auto", description="auto: tokens where a trained adapter exists, else guide"
     )
     dino_adapter: Annotated[Weights | None, AUTO] = Field(
-        None, description="trained adapter: file, id or folder; auto: the variant's"
+        None, description="trained adapter: file, folder or hub id; auto: the variant's"
     )
     dino_encoder: Annotated[Weights | None, AUTO] = Field(
-        None, description="DINO encoder: id or folder; auto: the variant's"
+        None, description="DINOv2 encoder: folder or hub id; auto: the variant's"
     )
     max_drift: Annotated[Drift | None, OFF] = Field(
         None,
@@ -293,6 +297,8 @@ class Profile(Frozen):
             idle |= dict.fromkeys(OF_MODELS, why)
         elif self.dino_mode == "off":
             idle |= dict.fromkeys(("dino_strength", "dino_adapter"), "dino_mode is off")
+        elif not self.resolved().dino_strength:
+            idle |= dict.fromkeys(("dino_mode", "dino_adapter"), "dino_strength is 0")
         return tuple(
             f"{key} has no effect: {why}" for key, why in idle.items() if not self._is_default(key)
         )

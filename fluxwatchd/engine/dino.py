@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluxwatchd.engine import faults
+from fluxwatchd.engine.eyeplaces import MODEL_TYPES
 from fluxwatchd.engine.resample import Box, Grid, resample
 from fluxwatchd.engine.tensorcache import TensorCache
 from fluxwatchd.errors import ConfigError
@@ -29,7 +30,6 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """ImageNet's, as every DINO model expects (facebook/dinov2-base, preprocessor_config.json)."""
 
-MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 PICTURE_CELLS = 24
 """DINO cells on the longer side of a picture that is encoded as a whole."""
 

@@ -119,7 +119,7 @@ def make_guide(
         encoder=seen.encoder,
         source=as_tensor(source, model.device),
         views=views(model, plan, seen),
-        strength=plan.profile.dino_strength,
+        strength=plan.profile.dino_strength or 0.0,
         terms=terms,
         beat=beat,
     )
@@ -347,7 +347,7 @@ def with_decoder(model: Model, profile: Profile, settings: EngineSettings) -> Mo
 
 def _guided(model: Model, profile: Profile) -> bool:
     """Whether pictures with this resolved profile are guided."""
-    if model.encoder is None or profile.dino_strength == 0:
+    if model.encoder is None or not profile.dino_strength:
         return False
     automatic = profile.dino_mode == "auto" and model.projector is None
     return automatic or profile.dino_mode in {"guide", "both"}

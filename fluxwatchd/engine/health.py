@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fluxwatchd.config import EngineSettings, Profile
-from fluxwatchd.engine import contents, hub, memory, places, plans
+from fluxwatchd.engine import contents, eyeplaces, hub, memory, places, plans
 from fluxwatchd.engine.contents import GGUF_EXTRA, Contents
-from fluxwatchd.engine.places import DINO_HUB, Parts
+from fluxwatchd.engine.places import Parts
 from fluxwatchd.engine.plans import gigabytes
 from fluxwatchd.errors import ConfigError
 from fluxwatchd.variants import BUNDLED
@@ -50,9 +50,10 @@ def look(settings: EngineSettings, profiles: Sequence[Profile]) -> Iterator[Find
     yield _host()
     seen = set()
     for profile in modelled:
+        dino = (profile.dino_mode, profile.dino_strength, profile.dino_encoder)
         key = (profile.variant, profile.model, profile.lora, profile.dino_adapter, profile.prompt)
-        if key not in seen:
-            seen.add(key)
+        if (*key, *dino) not in seen:
+            seen.add((*key, *dino))
             yield from _model(profile, settings, devices)
 
 
@@ -188,26 +189,25 @@ def _own(held: Contents) -> dict[str, tuple[int, ...]]:
 
 def _dino(profile: Profile, parts: Parts) -> Iterator[Finding]:
     """The encoder and adapter that the profile's DINO mode asks for."""
-    if profile.dino_mode == "off" or profile.dino_strength == 0 or parts.bundled:
+    eyes = parts.eyes
+    if not eyeplaces.wants(profile) or parts.bundled:
         return
-    source = profile.dino_encoder or DINO_HUB
-    if not Path(source).expanduser().exists() and hub.cached(source, "config.json") is None:
-        asked = profile.dino_mode != "auto" or profile.dino_encoder is not None
-        without = "" if asked else "; without it pictures are made without DINO"
+    if eyes.to_come is not None:
         yield Finding(
             "DINO",
-            f"the encoder {source} is not in the hub's cache: it will be fetched at start{without}",
-            f"To fetch it now: hf download {source}",
+            f"the encoder {eyes.name} is not in the hub's cache: it will be fetched at start",
+            eyes.to_come.hint,
         )
-    elif profile.dino_adapter is None and profile.dino_mode == "auto":
+    elif eyes.adapter is None and profile.dino_mode == "auto":
         yield Finding(
             "DINO",
-            f"encoder {source}; no trained adapter for {profile.variant}, so pictures are guided",
+            f"encoder {eyes.name}; no trained adapter for {profile.variant}, so pictures are "
+            "guided",
             "To have tokens, train one with `fluxwatchd train adapter` and set dino_adapter.",
         )
     else:
-        adapter = f", adapter {profile.dino_adapter}" if profile.dino_adapter else ""
-        yield Finding("DINO", f"encoder {source}{adapter}")
+        adapter = f", adapter {eyes.adapter.name}" if eyes.adapter else ""
+        yield Finding("DINO", f"encoder {eyes.name}{adapter}")
 
 
 def packages() -> Finding:

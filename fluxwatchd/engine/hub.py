@@ -71,8 +71,11 @@ class NotHere(ConfigError):
 
 
 def only_cached(name: str, folders: Sequence[str] = HUB_FILES) -> Path:
-    """A repository's folder without asking the hub, as :func:`fetch` gives it. Raises NotHere."""
-    from huggingface_hub import snapshot_download
+    """A repository's folder without asking the hub, as :func:`fetch` gives it.
+
+    Raises NotHere, or ConfigError where HF_HUB_OFFLINE says that it will not be fetched either.
+    """
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     found = None
@@ -81,6 +84,11 @@ def only_cached(name: str, folders: Sequence[str] = HUB_FILES) -> Path:
         found = Path(snapshot_download(name, local_files_only=True, allow_patterns=patterns))
     # tokenizers may have been fetched alone
     if found is None or (folders is HUB_FILES and not (found / "transformer").is_dir()):
+        if constants.HF_HUB_OFFLINE:
+            raise ConfigError(
+                f"{name!r} is not whole in the hub's cache, and HF_HUB_OFFLINE is set",
+                hint=f"Connect to the network, or fetch it elsewhere: hf download {name}",
+            )
         raise NotHere(
             f"{name} is not whole in the hub's cache and will be fetched at start",
             hint=f"To fetch it now: hf download {name}",

@@ -26,10 +26,11 @@ from fluxwatchd.engine import (
     plans,
     weights,
 )
+from fluxwatchd.engine.eyeplaces import DINO_HUB
 from fluxwatchd.engine.holding import Holding, fill, tidy
 from fluxwatchd.engine.identity import Identities
 from fluxwatchd.engine.model import Model, TextSource
-from fluxwatchd.engine.places import DINO_HUB, NANO, Parts, find, weights_of
+from fluxwatchd.engine.places import NANO, Parts, find, weights_of
 from fluxwatchd.engine.plans import Choice
 from fluxwatchd.engine.tensorcache import TensorCache
 from fluxwatchd.engine.text import MOST_STORED, FluxText, no_text
@@ -124,7 +125,7 @@ def load(
         holding=holding,
         notes=notes(recipe, choice, holding),
     )
-    model = eyes.add_dino(model, profile, parts)
+    model = eyes.add_dino(model, parts)
     holding.attach(transformer)
     steps("dino", 1, 1)
     return model

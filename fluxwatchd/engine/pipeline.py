@@ -314,7 +314,7 @@ def predictor(
         source=clean if model.variant.uses_sources else None,
         guidance_scale=plan.profile.guidance_scale if model.variant.has_guidance else None,
         tokens=seen.tokens if seen and plan.mode.tokens else None,
-        dino_strength=plan.profile.dino_strength,
+        dino_strength=plan.profile.dino_strength or 0.0,
         guide=guide,
     )
 
@@ -467,7 +467,7 @@ def _dino_record(model: Model, plan: Plan, drifts: Drifts | None) -> DinoRecord:
     mode = plan.mode
     return DinoRecord(
         mode=mode.name,
-        strength=plan.profile.dino_strength if mode.name != "off" else 0.0,
+        strength=(plan.profile.dino_strength or 0.0) if mode.name != "off" else 0.0,
         encoder=model.encoder_name if model.encoder else None,
         adapter=model.adapter_name if mode.tokens else None,
         drift=drifts[1] if drifts else None,

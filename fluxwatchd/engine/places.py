@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from fluxwatchd.config import EngineSettings, Profile
-from fluxwatchd.engine import comfy, contents, hub
+from fluxwatchd.engine import comfy, contents, eyeplaces, hub, named
 from fluxwatchd.engine.contents import AUTOENCODER, CLIP, LORA, T5, TRANSFORMER, refuse_pickle
+from fluxwatchd.engine.eyeplaces import Eyes
 from fluxwatchd.engine.faults import first_line
 from fluxwatchd.engine.identity import weight_files
 from fluxwatchd.errors import ConfigError
 from fluxwatchd.variants import BUNDLED, Variant
 
 NANO = Path(__file__).parents[1] / "models" / "nano"
-DINO_HUB = "facebook/dinov2-base"
 DINO_BYTES = 350_000_000
 """What dinov2-base takes, in float32."""
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = (".safetensors", ".sft", ".gguf")
-ADAPTER = "fluxwatchd.dino_adapter"
-"""The entry of a safetensors header by which a DINO adapter is told."""
+TEXT_WEIGHTS = ("context_embedder.weight", "txt_in.weight")
+"""The layer that reads text states, in either naming."""
 HINT = "Name a .safetensors or .gguf file, a diffusers folder, ComfyUI's models folder or a hub id."
 
 
@@ -44,13 +42,15 @@ class Parts:
     """Where a model's parts lie: each a folder in diffusers layout or a file.
 
     ``text`` is None for models without a text encoder; ``bundled`` says that the folder is ours.
-    In an all-in-one checkpoint several parts are the same file.
+    In an all-in-one checkpoint several parts are the same file. ``eyes`` is for :func:`survey` to
+    find.
     """
 
     transformer: Path
     vae: Path
     text: TextPlaces | None
     bundled: bool = False
+    eyes: Eyes = field(default_factory=Eyes)
 
     @property
     def by_role(self) -> dict[str, Path]:
@@ -80,14 +80,9 @@ def find(
             chosen = comfy.transformer(path, variant)
             return _file_parts(chosen, variant, settings, root=path)
         return _folder_parts(path, variant, settings)
-    if path.suffix in FILES or not is_hub_id(name):
+    if path.suffix in FILES or not named.is_hub_id(name):
         raise ConfigError(f"model {name!r} does not exist", hint=HINT)
     return _folder_parts(fetch(name), variant, settings)
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a model's name can be one of the hub: owner/name."""
-    return HUB_ID.fullmatch(name) is not None
 
 
 def _folder_parts(
@@ -261,7 +256,7 @@ def beside(parts: Parts, profile: Profile, size: int) -> int:
         for name, shape in part.shapes.items()
         if name.startswith(inside)
     )
-    sees = profile.dino_mode != "off" and profile.dino_strength > 0 and not parts.bundled
+    sees = eyeplaces.wants(profile) and not parts.bundled
     return values * size + (DINO_BYTES if sees else 0)
 
 
@@ -279,7 +274,7 @@ def files_of(parts: Parts) -> Iterable[tuple[str, Path]]:
 
 
 def survey(profile: Profile, settings: EngineSettings, fetch: hub.Fetch = hub.fetch) -> Parts:
-    """Find and check everything that a resolved profile names, but the DINO encoder.
+    """Find and check everything that a resolved profile names.
 
     ``fetch`` gives the folder of a hub id. Raises ConfigError.
     """
@@ -297,36 +292,25 @@ def survey(profile: Profile, settings: EngineSettings, fetch: hub.Fetch = hub.fe
         held = contents.read(find_lora(part.path, fetch))
         if held.kind != LORA:
             raise contents.refuse(held, LORA, " in lora")
-    if profile.dino_adapter:
-        inspect_adapter(Path(profile.dino_adapter).expanduser())
-    return parts
+    eyes = eyeplaces.find(
+        profile,
+        own=NANO if parts.bundled else None,
+        model="nano" if parts.bundled else variant.name,
+        text_width=text_width(parts),
+        fetch=fetch,
+    )
+    return replace(parts, eyes=eyes)
 
 
 def find_lora(name: str, fetch: hub.Fetch = hub.fetch) -> Path:
     """The file that a LoRA's path, folder or hub id means. Raises ConfigError."""
-    path = Path(name).expanduser()
-    refuse_pickle(path)
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        if path.is_absolute() or not is_hub_id(name):
-            raise ConfigError(f"LoRA {name!r} does not exist", hint="Correct lora's path.")
-        path = fetch(name, ("*",))
-    files = sorted(path.glob("*.safetensors"))
-    if len(files) != 1:
-        names = ", ".join(file.name for file in files) or "none"
-        raise ConfigError(
-            f"LoRA {name!r} should hold one .safetensors file and holds {names}",
-            hint="Name the file itself in lora.",
-        )
-    return files[0]
+    return named.find_file(name, "lora", "LoRA", fetch)
 
 
-def inspect_adapter(path: Path) -> None:
-    """Raise ConfigError unless a DINO adapter lies at ``path``, or in that folder."""
-    file = path / "adapter.safetensors" if path.is_dir() else path
-    if ADAPTER not in contents.read(file).metadata:
-        raise ConfigError(
-            f"dino_adapter {str(path)!r} is no DINO adapter",
-            hint="Name a file that `fluxwatchd train adapter` wrote.",
-        )
+def text_width(parts: Parts) -> int:
+    """Values of a text state that the transformer reads; 0 where its file tells none."""
+    for file in weights_of(parts.transformer).values():
+        for name, shape in contents.read(file).shapes.items():
+            if contents.bare(name) in TEXT_WEIGHTS and len(shape) == 2:
+                return shape[1]
+    return 0

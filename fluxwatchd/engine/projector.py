@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fluxwatchd.engine import faults
+from fluxwatchd.engine import eyeplaces, faults
 from fluxwatchd.engine.dino import DinoEncoder, Features
 from fluxwatchd.engine.flux import Tokens
 from fluxwatchd.engine.resample import Grid
@@ -96,7 +96,7 @@ class Projector(nn.Module):
         safetensors.torch.save_file(
             {k: v.detach().half().contiguous().cpu() for k, v in tensors.items()},
             path,
-            metadata={"fluxwatchd.dino_adapter": json.dumps(asdict(self.spec))},
+            metadata={eyeplaces.ADAPTER: json.dumps(asdict(self.spec))},
         )
 
     @classmethod
@@ -136,10 +136,7 @@ class Projector(nn.Module):
         for what, good in fits.items():
             if not good:
                 made, here = found[what]
-                raise ConfigError(
-                    f"dino_adapter was made for {what} {made}, but this is {here}",
-                    hint="Name the adapter of this model and encoder, or set dino_mode to guide.",
-                )
+                raise eyeplaces.misfit(what, made, here)
 
 
 def load_lora(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -167,10 +164,10 @@ def _open_adapter(path: str | os.PathLike[str]) -> tuple[Path, str]:
     """The adapter's file and its spec as JSON."""
     file = Path(path)
     if file.is_dir():
-        file = file / "adapter.safetensors"
+        file = file / eyeplaces.ADAPTER_FILE
     try:
         with safetensors.safe_open(file, "pt") as opened:
-            header = (opened.metadata() or {}).get("fluxwatchd.dino_adapter")
+            header = (opened.metadata() or {}).get(eyeplaces.ADAPTER)
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(
             f"dino_adapter {str(path)!r} cannot be read: {faults.first_line(error)}",

@@ -63,7 +63,7 @@ def resolve(profile: Profile, model: Model, *, can_guide: bool) -> Mode:
     wish = profile.dino_mode
     if wish == "off":
         return Mode("off", "dino_mode is off")
-    if profile.dino_strength == 0:
+    if not profile.dino_strength:
         return Mode("off", "dino_strength is 0")
     missing = _missing(model, can_guide)
     if wish == "auto":

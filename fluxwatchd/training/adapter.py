@@ -105,7 +105,7 @@ def load_frozen(options: AdapterOptions, device: torch.device) -> Model:
         dino_encoder=options.dino,
         dino_mode="guide",
         prompt=options.prompt,
-    )
+    ).resolved()
     settings = EngineSettings(memory="resident")  # a gradient goes through the weights
     model = loading.load(profile, settings, str(device), None, _quiet)
     transformer = cast(Any, model.transformer)

@@ -77,26 +77,34 @@ def _short(value: Any) -> Any:
 
 
 class Budget:
-    """How far training has come: by ``steps`` if there are any, else by ``seconds``."""
+    """How far training has come: by ``steps`` if there are any, else by ``seconds``.
+
+    ``spent``: seconds that an earlier process trained, ``step`` of which it did already.
+    """
 
     def __init__(self, seconds: float, steps: int = 0) -> None:
         self.seconds, self.steps, self.step = seconds, steps, 0
-        self.start = time.monotonic()
+        self.start, self.spent = time.monotonic(), 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, of all processes one after the other."""
+        return self.spent + time.monotonic() - self.start
 
     @property
     def progress(self) -> float:
         """From 0 to 1."""
         if self.steps:
             return min(1.0, self.step / self.steps)
-        return min(1.0, (time.monotonic() - self.start) / self.seconds)
+        return min(1.0, self.elapsed / self.seconds)
 
     def __iter__(self) -> Iterator[float]:
         """Yield the progress before every step; the clock starts with the first."""
-        self.start = time.monotonic()
+        self.start, first = time.monotonic(), self.step
         while (progress := agree(self.progress)) < 1:
             yield progress
             self.step += 1
-            if self.step == 1 and not self.steps:
+            if self.step == first + 1 and not self.steps:
                 # the first step compiles; its time is no training
                 self.start = time.monotonic()
 

@@ -20,7 +20,7 @@ from fluxwatchd.engine.flux import Text, Tokens, pack, unpack, velocity
 from fluxwatchd.engine.projector import AdapterSpec, Projector
 from fluxwatchd.engine.resample import Grid
 from fluxwatchd.errors import ConfigError
-from fluxwatchd.training import common, data, measure
+from fluxwatchd.training import common, data, measure, state
 from fluxwatchd.training.common import CHANCE, option
 
 UNIT = 8
@@ -45,7 +45,7 @@ class NanoOptions:
         default=None, metadata={"help": "folder of the DINO encoder; none trains without tokens"}
     )
     resume: Path | None = field(
-        default=None, metadata={"help": "folder of an earlier output to go on from"}
+        default=None, metadata={"help": "folder of an earlier output, whose weights are the start"}
     )
     validate: Path | None = field(
         default=None, metadata={"help": "folder of other pictures to measure on (Kodak)"}
@@ -68,6 +68,9 @@ class NanoOptions:
     channels: int = option(16, "latent channels")
     plain: float = option(0.3125, "part of a batch without source channels")
     bare: int = option(5, "one step in so many has no tokens")
+    save_every: int = option(
+        500, "steps between two saves of a stage's state, from which the same command goes on"
+    )
     compile: bool = option(True, "compile (GPU only)")
 
 
@@ -230,12 +233,20 @@ def main(options: NanoOptions) -> dict[str, Any]:
             train_autoencoder(options, pictures, log)
         if options.stage != "autoencoder":
             nano = train_denoiser(options, pictures, log)
-    if nano and loud:
-        nano.save(options.output)
-        if options.validate:
-            figures = measure.ablation(nano, options.validate, device, log)
+    if loud:
+        if nano:
+            nano.save(options.output)
+        for name in ("autoencoder", "denoiser"):
+            state_file(options, name).unlink(missing_ok=True)
+    if nano and loud and options.validate:
+        figures = measure.ablation(nano, options.validate, device, log)
     log(end=True)
     return figures
+
+
+def state_file(options: NanoOptions, stage: str) -> Path:
+    """Where the state of a stage lies until all is done."""
+    return options.output / f"{stage}{state.SUFFIX}"
 
 
 def soup(options: NanoOptions, device: torch.device) -> Nano:
@@ -271,6 +282,9 @@ def train_autoencoder(options: NanoOptions, pictures: data.Pictures, log: common
     )
     loss_of = torch.compile(autoencoder_loss) if compiled(options, device) else autoencoder_loss
     budget, losses = common.Budget(options.seconds_autoencoder, options.steps), []
+    run = under_way(options, "autoencoder", keeper, optimiser, budget)
+    if run.go_on():
+        log(autoencoder_goes_on_at=budget.step)
     size, batch = min(128, options.tile), max(2, options.batch // 2)
     for progress in budget:
         rate = 1.5e-3 * common.cosine(progress, budget.step, 200, 0.002)
@@ -290,6 +304,9 @@ def train_autoencoder(options: NanoOptions, pictures: data.Pictures, log: common
         if budget.step % 500 == 0:
             log(autoencoder_step=budget.step, psnr=float(-10 * torch.stack(losses).mean().log10()))
             losses = []
+        if (budget.step + 1) % options.save_every == 0:
+            run.save(budget.step + 1)
+    run.save(budget.step)  # until all is done: a denoiser that is broken off finds it finished
     with torch.no_grad(), common.autocast(device):
         seen = torch.cat(
             [
@@ -358,6 +375,9 @@ def train_denoiser(options: NanoOptions, pictures: data.Pictures, log: common.Lo
         nano.vae.decoder.compile(dynamic=False)
         nano.vae.encoder.compile(dynamic=False)
     budget, seen = common.Budget(options.seconds, options.steps), Losses()
+    run = under_way(options, "denoiser", keeper, optimiser, budget)
+    if run.go_on():
+        log(denoiser_goes_on_at=budget.step)
     for progress in budget:
         rate = options.rate * common.cosine(progress, budget.step, options.warm_up, options.floor)
         for group in optimiser.param_groups:
@@ -371,9 +391,23 @@ def train_denoiser(options: NanoOptions, pictures: data.Pictures, log: common.Lo
         keeper.update(budget.step)
         if budget.step % 500 == 0:
             log(step=budget.step, progress=progress, **seen.take())
+        if (budget.step + 1) % options.save_every == 0:
+            run.save(budget.step + 1)
     log(step=budget.step, done=True, **seen.take())
     transformer, vae, *rest = keeper.kept
     return Nano(vae, transformer, rest[0] if rest else None, nano.encoder)  # type: ignore[arg-type]
+
+
+def under_way(
+    options: NanoOptions,
+    stage: str,
+    keeper: common.Average,
+    optimiser: torch.optim.Optimizer,
+    budget: common.Budget,
+) -> state.Run:
+    """A stage as it is saved."""
+    file = state_file(options, stage)
+    return state.Run(file, state.text_of(options), keeper, optimiser, budget)
 
 
 class Losses:

@@ -318,19 +318,45 @@ def test_a_job_that_was_given_back_leaves_no_half_result(room, tmp_path, journal
     assert everything(tmp_path / "out") == {}
 
 
+def test_a_job_that_was_given_back_leaves_no_whole_result_either(
+    room, tmp_path, journal, monkeypatch
+):
+    """Both names were given, the share went away before it could say so, and then came a stop."""
+    job = room.drop()
+    journal.begin(job)
+    journal.delivering(job)
+    staged = room.delivery.stage(job, ".png", lambda file: file.write(RESULT) and None)
+    fails_at(monkeypatch, 2)
+    with pytest.raises(DeliveryFailed, match="Input/output"):
+        room.delivery.commit(staged, lambda name: killed.record_of(staged, name))
+    journal.give_back(job.id)
+    assert (tmp_path / "out/sub/photo.png").read_bytes() == RESULT
+
+    kinds = [action.kind for action in recover(room.delivery, room.folder, journal).actions]
+
+    assert kinds == ["removed"] * 3
+    assert everything(tmp_path / "out") == {}
+    assert job.source.exists()
+
+
+def fails_at(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
+    """From here on the ``nth`` sync of a folder fails, and no other."""
+    calls = iter(range(1, 1000))
+
+    def sync(place: int) -> None:
+        if next(calls) == nth:
+            raise OSError(5, "Input/output error")
+        os.fsync(place)
+
+    monkeypatch.setattr("fluxwatchd.trees.sync_folder", sync)
+
+
 def test_a_commit_tried_again_does_not_believe_in_what_is_gone(room, tmp_path, monkeypatch):
     """Both names were given, the folder could not be synced, and then everything was removed."""
     job = room.drop()
     staged = room.delivery.stage(job, ".png", lambda file: file.write(RESULT) and None)
-    syncs = iter([None, OSError(5, "Input/output error")])
-
-    def sync(place: int) -> None:
-        if (error := next(syncs, None)) is not None:
-            raise error
-        os.fsync(place)
-
     with monkeypatch.context() as broken:
-        broken.setattr("fluxwatchd.trees.sync_folder", sync)
+        fails_at(broken, 2)
         with pytest.raises(DeliveryFailed, match="Input/output"):
             room.delivery.commit(staged, lambda name: killed.record_of(staged, name))
     assert room.delivery.holds(staged)

@@ -135,7 +135,7 @@ class Floor:
         self._writers.shutdown()
         self.read_letters()
         for waits in self.patience.results():
-            self._handover.give_back(waits)
+            self._handover.abandon(waits)
         for prepared in (*self.tally.ready, *self.tally.busy.values()):
             self._journal.give_back(prepared.job.id)
 
@@ -296,7 +296,7 @@ class Floor:
     def _give_back(self, stuck: Stuck, waits: Waits) -> None:
         """One result too many waits: it goes, and its file is taken again later."""
         if self._draining:
-            self._handover.give_back(waits)
+            self._handover.abandon(waits)
         else:
             give_back = partial(self._handover.give_back, waits)
             self._hand(stuck.waiting, stuck.job, give_back, "neither")

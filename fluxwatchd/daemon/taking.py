@@ -136,11 +136,10 @@ class Taker:
                 return NotYet(waiting, "later", error)
             return Refused(waiting, taken, _settings_error(waiting, error), counted=False)
         job = work.make_job(taken, profile)
-        # 4. A source kept in place, or one under way in a crash, or before the journal was lost,
-        #    may be done by its sidecar.
-        tried = state is not None and state.attempts > 0
-        kept = waiting.folder.on_success == "keep"
-        if (kept or tried or self._predates(waiting)) and (found := already_delivered(job)):
+        # 4. A source kept in place, or one under way in a crash or at a stop, or before the journal
+        #    was lost, may be done by its sidecar.
+        known = state is not None or waiting.folder.on_success == "keep"
+        if (known or self._predates(waiting)) and (found := already_delivered(job)):
             self._close_earlier(job, found)
             return Earlier(waiting)
         # 5. Count the attempt before anything can crash over it.

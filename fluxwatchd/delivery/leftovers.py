@@ -3,6 +3,7 @@
 =====================================  ===========================================================
 temporary picture only                 removed; the picture is made again
 sidecar linked, its picture not        picture linked from its whole part, else both removed
+both linked, but the job given back    both removed; the picture is made again
 copy to another device, original there removed; a move goes on by itself
 copy, original gone or another's       named, if it is whole; removed if not
 original hidden for its removal        gets its name back
@@ -34,6 +35,7 @@ ABANDONED: Final = 86400.0
 """Seconds after which a temporary file of an unknown job is nobody's."""
 
 LONE: Final = "a sidecar without its picture"
+UNWANTED: Final = "the result of a picture that was given back, and is made again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +214,10 @@ def _complete(left: Leftover, run: Run | None, place: int) -> Iterator[Action]:
     if linked is None:
         return
     picture, record = linked
-    if records.holds(picture, record, place):
-        return
     given_back = run is not None and run.state in ("interrupted", "failed")
+    is_whole = records.holds(picture, record, place)
+    if is_whole and not given_back:
+        return
     is_free = files.status(picture, place) is None
     if is_free and not given_back and records.holds(left.file, record, place):
         trees.sync_folder(place)
@@ -222,9 +225,12 @@ def _complete(left: Leftover, run: Run | None, place: int) -> Iterator[Action]:
         trees.sync_folder(place)
         yield Action("completed", left.path.with_name(picture), "its sidecar was there already")
         return
+    if is_whole:
+        files.remove(picture, place)
     files.remove(picture + names.RECORD, place)
     trees.sync_folder(place)
-    yield Action("removed", left.path.with_name(picture + names.RECORD), LONE)
+    lone, text = (picture, UNWANTED) if is_whole else (picture + names.RECORD, LONE)
+    yield Action("removed", left.path.with_name(lone), text)
 
 
 # copies to another device

@@ -160,6 +160,39 @@ def test_a_writer_that_sets_the_full_size_first(running: House) -> None:
     assert running.delivered("sized.png")
 
 
+def test_an_empty_file_that_somebody_has_open_is_not_given_up(running: House) -> None:
+    """A writer that made its file long before it has anything to say: settle_timeout is 2 s."""
+    whole = running.root / "whole.png"
+    photo((120, 90)).save(whole)
+    with (running.inbox / "slow.png").open("wb") as file:
+        (running.inbox / "empty.png").touch()
+        until(lambda: running.closed("empty.png"), "the end of another that nobody has open")
+        until(lambda: "somebody is writing to it" in _status(running), "the reason")
+        assert not running.closed("slow.png")
+        file.write(whole.read_bytes())
+    until(lambda: running.closed("slow.png"), "the picture")
+    assert running.delivered("slow.png")
+    assert running.places()["failed"] == ["empty.png", "empty.png.error.json"]
+
+
+def test_a_picture_that_must_run_alone_has_its_turn_however_many_wait(tmp_path: Path) -> None:
+    """It was under way in a crash; the backlog behind it never ends."""
+    house = House(tmp_path, daemon="settle_seconds = 0.05")
+    try:
+        house.drop("suspect.png", seed=1)
+        assert house.run(FLUXWATCHD_CRASHPOINT="stage.before-write") < 0
+        for number in range(30):
+            path = house.drop(f"{number:02}.png", seed=10 + number)
+            if number < 5:
+                os.utime(path, (number, number))  # their turn comes first
+        house.start()
+        until(lambda: len(house.places()["archive"]) == 31, "all of them")
+        done = [Path(event["file"]).name for event in house.events("done")]
+        assert done[5] == "suspect.png"
+    finally:
+        house.kill()
+
+
 def test_a_file_replaced_while_it_is_queued_or_worked_on(house: House) -> None:
     """Every content that was worked on has a result of its own; the last one is archived."""
     house.drop("a.png", seed=1, size=(900, 700))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from fluxwatchd.config import Folder, parse
+from fluxwatchd.daemon import inboxes
 from fluxwatchd.daemon.inboxes import Inboxes
 from fluxwatchd.daemon.queue import TurnQueue, Waiting
 from fluxwatchd.errors import JobFailed
@@ -32,11 +33,16 @@ class Room:
     """One inbox, looked into by hand."""
 
     def __init__(self, root: Path, journal: Journal) -> None:
-        self.now = 0.0
+        self.now = self.costs = 0.0
         settings = parse(CONFIG, file=root / "config.toml")
         self.folder: Folder = settings.folders[0]
         self.journal, self.queue = journal, TurnQueue()
-        self.boxes = Inboxes(settings, journal, self.queue, lambda: None, lambda: self.now)
+        self.boxes = Inboxes(settings, journal, self.queue, lambda: None, self._clock)
+
+    def _clock(self) -> float:
+        """Every look at it takes ``costs`` s."""
+        self.now += self.costs
+        return self.now
 
     def look(self) -> None:
         """A look that is due because something changed."""
@@ -44,8 +50,8 @@ class Room:
         self.now += 3600
         assert self.boxes.look()
 
-    def take(self) -> Waiting | None:
-        return self.boxes.take(only_alone=False, idle=True)
+    def take(self, *, idle: bool = True) -> Waiting | None:
+        return self.boxes.take(only_alone=False, idle=idle)
 
     def taken(self) -> list[str]:
         """The names of all that may be taken now."""
@@ -153,6 +159,51 @@ def test_twenty_thousand_held_of_a_hundred_and_twenty_thousand_cost_next_to_noth
     assert again < 0.01
     assert took < 0.05
     assert refreshed < 0.5
+
+
+def test_a_scan_that_takes_longer_than_rescan_seconds_does_not_begin_at_once_again(
+    room: Room,
+) -> None:
+    room.costs = 5000
+    assert room.boxes.look()
+    room.costs = 0
+    assert room.boxes.wait() == 3600
+
+
+def test_no_other_is_taken_while_one_that_must_run_alone_waits_for_its_turn(room: Room) -> None:
+    drop(room, "a.png", "b.png", "c.png")
+    room.look()
+    a, b, _ = room.entries()
+    job = Taken("0" * 16, room.folder, Path("b.png"), b.size, b.mtime_ns)
+    room.journal.begin(job)
+    room.journal.crashed(job.id)
+    room.look()
+    assert room.take(idle=False) == Waiting(room.folder, a)
+    assert room.take(idle=False) is None
+    assert room.take(idle=False) is None
+    assert room.take() == Waiting(room.folder, b)
+    assert room.taken() == ["c.png"]
+
+
+@pytest.mark.parametrize("ahead", [-7200.0, 7200.0], ids=["set back", "set forward"])
+def test_a_clock_that_is_set_puts_no_file_off_for_longer_than_any_pause(
+    room: Room, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    drop(room, "a.png")
+    room.look()
+    first = room.take()
+    assert first is not None
+    job = Taken("0" * 16, room.folder, Path("a.png"), first.entry.size, first.entry.mtime_ns)
+    room.journal.begin(job)
+    wall = time.time
+    due = wall() + inboxes.LONGEST_WAIT - 1
+    room.journal.fail(job.id, JobFailed("no memory", transient=True), next_try=due)
+    room.queue.done(first.key)
+    room.look()
+    assert room.taken() == []
+    monkeypatch.setattr(time, "time", lambda: wall() + ahead)
+    room.look()
+    assert room.taken() == ["a.png"]
 
 
 def seconds(task: Callable[[], object]) -> float:

@@ -144,7 +144,7 @@ def test_an_unknown_jobs_copy_is_left_alone_while_its_original_may_be_there(
     room = Room(tmp_path, archive=there / "archive")
     job = room.drop()
     part = put(there / "archive/sub" / names.part_name("photo.2.jpg", job.id), SOURCE[:5000])
-    later = part.stat().st_mtime + LONG_AGO
+    later = part.stat().st_ctime + LONG_AGO
 
     assert recover(room.delivery, room.folder, journal, lambda: later) == Recovered()
     assert part.exists()
@@ -300,6 +300,18 @@ def test_a_job_whose_outbox_folder_cannot_be_read_waits_and_is_not_made_again(
     (tmp_path / "out/sub").unlink()
     (tmp_path / "aside").rename(tmp_path / "out/sub")
     assert [action.kind for action in left.again()] == ["finished", "retired"]
+
+
+def test_recovery_says_that_it_moves_on_at_every_folder_and_job(room, tmp_path, journal):
+    for number in range(20):
+        (tmp_path / "out" / f"{number}").mkdir()
+    beats = []
+    recover(room.delivery, room.folder, journal, beat=lambda: beats.append(1))
+    assert len(beats) >= 20
+    before = len(beats)
+    delivered(room, journal)
+    recover(room.delivery, room.folder, journal, beat=lambda: beats.append(1))
+    assert len(beats) > 2 * before
 
 
 def test_a_job_that_was_given_back_leaves_no_half_result(room, tmp_path, journal):

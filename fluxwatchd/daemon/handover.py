@@ -84,6 +84,11 @@ class Troubles:
             for key in [key for key in self._known if key[0] == job_id]:
                 del self._known[key]
 
+    def has(self, job_id: str) -> bool:
+        """Whether a job has any."""
+        with self._lock:
+            return any(key[0] == job_id for key in self._known)
+
     def told(self) -> dict[str, str]:
         """Every trouble that lasts, by its place; of several with one place the newest."""
         with self._lock:

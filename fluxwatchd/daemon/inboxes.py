@@ -127,14 +127,14 @@ class Inboxes:
             if now >= self._offer_due:
                 self._offer()
             return False
-        self._dirty, dues = False, [self._settings.daemon.rescan_seconds]
+        self._dirty = False
         self._taken &= self._queue.busy()
-        for view in self._views.values():
-            dues.append(self._look_at(view))
+        due = min([self._look_at(view) for view in self._views.values()], default=float("inf"))
         self._offer()
         self._looked = self._clock()
         self._cost = self._looked - now
-        self._due = now + min(dues)
+        # from its end on: a scan that takes longer than that must not begin at once again
+        self._due = min(due, self._looked + self._settings.daemon.rescan_seconds)
         return True
 
     def wait(self) -> float:
@@ -144,13 +144,20 @@ class Inboxes:
     def take(self, *, only_alone: bool, idle: bool) -> Waiting | None:
         """The next file that may be worked on now; see TurnQueue.take.
 
-        ``idle``: nothing else is under way, so that a file that must run alone may. With
+        ``idle``: nothing else is under way, so that a file that must run alone may; else, once it
+        is its turn, no other is taken, so that there is such a moment however many wait. With
         ``only_alone`` no file is taken: one that runs alone is under way.
         """
         if only_alone:
             return None
         wall = time.time()
-        taken = self._queue.take(lambda waiting: self._may(waiting, wall, idle=idle))
+
+        def may(waiting: Waiting) -> bool:
+            return self._may(waiting, wall)
+
+        if not idle and (waiting := self._queue.first(may)) and self._is_alone(waiting):
+            return None
+        taken = self._queue.take(may)
         if taken is not None:
             self._taken.add(taken.key)
         return taken
@@ -159,6 +166,9 @@ class Inboxes:
         """A file could not be taken, and is tried again; for ``status`` and ``explain``."""
         if view := self._views.get(waiting.folder.inbox):
             view.unready[waiting.entry.name] = Unready(waiting.entry, why, remedy)
+            if waiting.entry in view.hopeless:  # it is not, until the next look
+                view.hopeless = tuple(e for e in view.hopeless if e != waiting.entry)
+                view.settling += 1
 
     def is_ready(self, waiting: Waiting) -> None:
         """A file could be taken, whatever was wrong with it before."""
@@ -182,7 +192,7 @@ class Inboxes:
         """Files that have been empty for too long and are not under way."""
         busy, wall = self._queue.busy(), time.time()
         found = (Waiting(v.folder, e) for v in self._views.values() for e in v.hopeless)
-        may = (waiting for waiting in found if self._may(waiting, wall, idle=True))
+        may = (waiting for waiting in found if self._may(waiting, wall))
         return tuple(waiting for waiting in may if waiting.key not in busy)
 
     def reopened(self) -> tuple[Folder, ...]:
@@ -201,7 +211,7 @@ class Inboxes:
         if self._dirty or any(view.settling for view in self._views.values()):
             return False
         wall = time.time()
-        return self._queue.empty_but(lambda waiting: not self._may(waiting, wall, idle=True))
+        return self._queue.empty_but(lambda waiting: not self._may(waiting, wall))
 
     def unseen(self) -> dict[str, str]:
         """Places in which pictures may lie that nobody could look into, and why."""
@@ -245,7 +255,7 @@ class Inboxes:
         return [self._describe(view) for view in self._views.values()]
 
     def _look_at(self, view: View) -> float:
-        """Scan one folder; returns seconds until something in it is due."""
+        """Scan one folder; returns when something in it is due, by the clock."""
         before = view.scan
         view.scan = scan(view.folder, before)
         _tell_change(view.folder, before, view.scan)
@@ -254,7 +264,8 @@ class Inboxes:
             return float("inf")
         view.states = self._journal.file_states(view.folder)
         fresh = [entry for entry in view.scan.entries if not self._finished(view, entry)]
-        settled = self.settler.observe(str(view.folder.inbox), fresh, self._clock())
+        now = self._clock()
+        settled = self.settler.observe(str(view.folder.inbox), fresh, now)
         view.settled, view.hopeless = settled.ready, settled.hopeless
         view.settling = len(fresh) - len(settled.ready) - len(settled.hopeless)
         if view.to_hold:
@@ -262,7 +273,7 @@ class Inboxes:
         if view.unready:
             here = {entry.name: entry for entry in fresh if entry.name in view.unready}
             view.unready = {n: one for n, one in view.unready.items() if one.entry == here.get(n)}
-        return settled.due if settled.due is not None else float("inf")
+        return now + settled.due if settled.due is not None else float("inf")
 
     def _offer(self) -> None:
         """Give the queue the settled files whose turn may come now, by what the journal knows."""
@@ -320,13 +331,17 @@ class Inboxes:
         state = _current(view.states, entry)
         return state is not None and state.done
 
-    def _may(self, waiting: Waiting, wall: float, *, idle: bool) -> bool:
+    def _is_alone(self, waiting: Waiting) -> bool:
+        state = self.state_of(waiting)
+        return state is not None and state.alone
+
+    def _may(self, waiting: Waiting, wall: float) -> bool:
         if waiting.folder.inbox in self.closed:
             return False
         state = self.state_of(waiting)
         if state is None:
             return True
-        return not (state.held or _pause(state, wall) or (state.alone and not idle))
+        return not (state.held or _pause(state, wall))
 
     def _describe(self, view: View) -> dict[str, Any]:
         inbox, health = view.folder.inbox, self._watcher.health(view.folder)

@@ -190,6 +190,18 @@ def taken_of(waiting: Waiting) -> Taken:
     )
 
 
+def is_written(waiting: Waiting) -> bool:
+    """Whether somebody has the file open for writing; False where that cannot be told."""
+    try:
+        descriptor = open_source(waiting.folder, waiting.entry.relative)
+    except OSError:
+        return False
+    try:
+        return bool(has_writer(descriptor))
+    finally:
+        os.close(descriptor)
+
+
 def entry_of(job: Taken) -> Entry:
     """A file that an earlier process took, as a scan showed it then."""
     return Entry(os.fspath(job.relative), job.size, job.mtime_ns, 0, job.inode, 0)

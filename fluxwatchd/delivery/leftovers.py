@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -96,24 +96,26 @@ class Claim:
         if left.job_id in self.busy:
             return False
         run = self.ledger.run(left.job_id)
-        if run is None:
-            return self.now - found.st_mtime > ABANDONED
+        if run is None:  # by its change time: a copy has its original's modification time
+            return self.now - found.st_ctime > ABANDONED
         return run.inbox == self.folder.inbox
 
 
-def leftovers(folder: Folder) -> Iterator[Leftover]:
+def leftovers(folder: Folder, beat: Callable[[], None] = lambda: None) -> Iterator[Leftover]:
     """Every temporary file in a folder's outbox, archive, failed folder and inbox.
 
+    ``beat`` is called at every folder: there may be many.
     Raises OSError where one of these cannot be looked into at all; where one is missing, or a
     folder below may not be read, none of ours lies there.
     """
     for root in (folder.outbox, folder.archive_path, folder.failed_path, folder.inbox):
-        yield from _below(root, folder.recursive)
+        yield from _below(root, folder.recursive, beat)
 
 
-def _below(root: Path, recursive: bool) -> Iterator[Leftover]:
+def _below(root: Path, recursive: bool, beat: Callable[[], None]) -> Iterator[Leftover]:
     waiting = [Path()]
     while waiting:
+        beat()
         below = waiting.pop()
         try:
             place = trees.open_folder(root, below)

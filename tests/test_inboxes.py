@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fluxwatchd.config import Folder, parse
 from fluxwatchd.daemon import inboxes
 from fluxwatchd.daemon.inboxes import Inboxes
 from fluxwatchd.daemon.queue import TurnQueue, Waiting
+from fluxwatchd.daemon.taking import pause_after
 from fluxwatchd.errors import JobFailed
 from fluxwatchd.intake.scan import Entry
 from fluxwatchd.job import Taken
@@ -170,6 +173,20 @@ def test_a_scan_that_takes_longer_than_rescan_seconds_does_not_begin_at_once_aga
     assert room.boxes.wait() == 3600
 
 
+@given(attempt=st.integers(-3, 10**6), jitter=st.floats(0, 1))
+def test_pauses_grow_up_to_ten_minutes_a_quarter_more_or_less(attempt: int, jitter: float) -> None:
+    plain = pause_after(attempt, jitter=0.5)
+    assert 5 <= plain <= 600
+    assert plain <= pause_after(attempt + 1, jitter=0.5) <= 2 * plain
+    assert 0.75 * plain <= pause_after(attempt, jitter=jitter) <= 1.25 * plain
+    assert pause_after(attempt, jitter=0) < pause_after(attempt, jitter=1) < inboxes.LONGEST_WAIT
+
+
+def test_the_first_pauses_are_five_ten_and_twenty_seconds() -> None:
+    assert [pause_after(n, jitter=0.5) for n in (1, 2, 3, 7, 8, 9)] == [5, 10, 20, 320, 600, 600]
+    assert (pause_after(1, jitter=0), pause_after(1, jitter=1)) == (3.75, 6.25)
+
+
 def test_no_other_is_taken_while_one_that_must_run_alone_waits_for_its_turn(room: Room) -> None:
     drop(room, "a.png", "b.png", "c.png")
     room.look()
@@ -196,7 +213,7 @@ def test_a_clock_that_is_set_puts_no_file_off_for_longer_than_any_pause(
     job = Taken("0" * 16, room.folder, Path("a.png"), first.entry.size, first.entry.mtime_ns)
     room.journal.begin(job)
     wall = time.time
-    due = wall() + inboxes.LONGEST_WAIT - 1
+    due = wall() + pause_after(99, jitter=1)
     room.journal.fail(job.id, JobFailed("no memory", transient=True), next_try=due)
     room.queue.done(first.key)
     room.look()

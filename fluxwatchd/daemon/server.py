@@ -358,6 +358,7 @@ class Server:
         """Drain: engines end after the batch at hand, writers finish, what is left goes back."""
         self._stop.set()
         systemd.stopping("stopping after the tile batch at hand")
+        log.info("stopping", under_way=self._floor.outstanding())
         with self._reporter.draining():
             self._inboxes.stop()
             try:

@@ -98,7 +98,7 @@ def test_a_folder_moved_in_and_out_again(running: House) -> None:
     for number in range(5):
         photo(seed=number).save(trip / f"{number}.png")
     trip.rename(running.inbox / "trip")
-    until(lambda: _folder(running)["settling"] + _folder(running)["pending"], "it is seen")
+    until(lambda: (running.outbox / "trip").exists() or _folder(running)["settling"], "its notice")
     (running.inbox / "trip").rename(running.root / "back")
     running.drop("after.png", seed=9)
     until(lambda: running.closed("after.png"), "the next picture")
@@ -158,6 +158,53 @@ def test_a_share_that_tells_of_no_change_is_polled_by_itself(tmp_path: Path) -> 
     finally:
         house.kill()
         _unmount(house.inbox)
+
+
+@pytest.mark.machine
+def test_a_share_that_does_not_answer_holds_up_no_other_folder(tmp_path: Path) -> None:
+    """A FUSE server that is stopped: who looks into its mount waits, as with NFS mounted hard."""
+    house = House(tmp_path)
+    share, well = tmp_path / "share", tmp_path / "well"
+    share.mkdir()
+    well.mkdir()
+    house.config.write_text(
+        '[[folder]]\ninbox = "in"\noutbox = "out"\n'
+        '[[folder]]\ninbox = "well"\noutbox = "well-out"\n'
+        '[defaults]\nvariant = "lanczos"\n[daemon]\nstate_dir = "state"\nsettle_seconds = 0.2\n'
+        "rescan_seconds = 1\n"
+    )
+    server = subprocess.Popen(["bindfs", "-f", str(share), str(house.inbox)])
+    try:
+        until(house.inbox.is_mount, "the mount")
+        house.start().ready()
+        house.drop("a.png", seed=1)
+        until(lambda: house.closed("a.png"), "the first picture")
+        # 1. It answers no more, with a picture in it.
+        server.send_signal(signal.SIGSTOP)
+        photo(seed=2).save(tmp_path / "b.png")
+        (tmp_path / "b.png").rename(share / "b.png")
+        until(lambda: house.events("folder is paused"), "the pause")
+        with Journal.open(house.state, read_only=True) as journal:
+            live = until(lambda: journal.snapshot().live, "what `status` shows")
+        assert live["folders"][0]["state"] == "paused: it does not answer"
+        # 2. Meanwhile the other one is served, as quickly as ever.
+        for number in range(3):
+            photo(seed=10 + number).save(tmp_path / "c.png")
+            (tmp_path / "c.png").rename(well / f"{number}.png")
+            until((tmp_path / f"well-archive/{number}.png").exists, "the other folder's", 20)
+        # 3. It answers again: its picture is done.
+        server.send_signal(signal.SIGCONT)
+        until(lambda: house.closed("b.png"), "the second picture")
+        assert house.places()["failed"] == []
+        # 4. A stop does not wait for it.
+        server.send_signal(signal.SIGSTOP)
+        until(lambda: len(house.events("folder is paused")) == 2, "the second pause")
+        assert house.stop(40) == 0
+    finally:
+        server.send_signal(signal.SIGCONT)
+        house.kill()
+        _unmount(house.inbox)
+        server.wait(20)
 
 
 @pytest.mark.machine

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from house import until
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxwatchd.config import Folder, parse
-from fluxwatchd.daemon import inboxes
+from fluxwatchd.daemon import inboxes, looking
 from fluxwatchd.daemon.inboxes import Inboxes
 from fluxwatchd.daemon.queue import TurnQueue, Waiting
 from fluxwatchd.daemon.taking import pause_after
 from fluxwatchd.errors import JobFailed
-from fluxwatchd.intake.scan import Entry
+from fluxwatchd.intake.scan import Entry, Scan, scan
 from fluxwatchd.job import Taken
 from fluxwatchd.journal import Journal
 
@@ -171,6 +173,42 @@ def test_a_scan_that_takes_longer_than_rescan_seconds_does_not_begin_at_once_aga
     assert room.boxes.look()
     room.costs = 0
     assert room.boxes.wait() == 3600
+
+
+def test_what_was_found_counts_while_a_scan_takes_long_but_not_once_it_gets_no_further(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(room, "a.png", "b.png")
+    room.look()
+    (told,) = room.boxes.describe()
+    assert (told["state"], told["pending"]) == ("ok", 2)
+    # 1. The next scan is a slow one.
+    moves, over = threading.Event(), threading.Event()
+    moves.set()
+
+    def slow(folder: Folder, last: Scan | None, beat: Callable[[], None]) -> Scan:
+        while not over.wait(0.01):
+            if moves.is_set():
+                beat()
+        return scan(folder, last)
+
+    monkeypatch.setattr(looking, "scan", slow)
+    monkeypatch.setattr(looking, "PATIENCE", 0.5)
+    room.look()
+    (told,) = room.boxes.describe()
+    assert (told["state"], told["pending"]) == ("ok", 2)
+    assert room.take() is not None
+    assert room.boxes.pending()
+    # 2. It gets no further: nothing of the folder is taken, for who reads of it would hang.
+    moves.clear()
+    until(lambda: (room.look(), room.boxes.describe()[0]["state"] != "ok")[1], "silence")
+    assert room.boxes.describe()[0]["state"] == "paused: it does not answer"
+    assert room.take() is None
+    assert room.boxes.reopened() == ()
+    # 3. It is over at last.
+    over.set()
+    until(lambda: (room.look(), room.boxes.describe()[0]["state"] == "ok")[1], "its end")
+    assert room.taken() == ["b.png"]
 
 
 @given(attempt=st.integers(-3, 10**6), jitter=st.floats(0, 1))

@@ -38,6 +38,8 @@ EXTEND_EVERY = 5.0
 THREAD_PATIENCE = 1800.0
 """Seconds that a reader or writer thread may be at one file before it counts as hung: to decode,
 encode or copy the largest on a slow disk takes minutes."""
+STOP_PATIENCE = 600.0
+"""The same while it drains: a stop that somebody waits for is worth less patience."""
 
 
 @dataclass(slots=True)
@@ -99,7 +101,7 @@ class Reporter:
             systemd.extend_timeout(START_EXTENSION)
         systemd.status(line)
 
-    def alive(self) -> bool:
+    def alive(self, thread_patience: float = THREAD_PATIENCE) -> bool:
         """Whether every engine is idle or moves on, and no reader or writer hangs.
 
         What waits for room in the state folder does not hang.
@@ -107,7 +109,7 @@ class Reporter:
         patience = systemd.watchdog_interval() or 60.0
         if not all(worker.pulse.alive(patience) for worker in self.floor.workers):
             return False
-        return self.floor.stints.longest() <= THREAD_PATIENCE or self.troubles.has(NO_JOB)
+        return self.floor.stints.longest() <= thread_patience or self.troubles.has(NO_JOB)
 
     def beat(self) -> None:
         """Recovery moves on: it runs in the main thread, and may have much to look through."""
@@ -125,7 +127,7 @@ class Reporter:
 
         def ask() -> None:
             while not over.is_set():
-                if self.alive():
+                if self.alive(STOP_PATIENCE):
                     systemd.extend_timeout(STOP_EXTENSION)
                 over.wait(EXTEND_EVERY)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from house import House, until
+
+from fluxwatchd.journal import Journal
 
 LOST = 75
 """What systemd starts the service again for."""
@@ -289,6 +292,34 @@ def test_an_outbox_without_hard_links_gets_its_results_by_renaming(
         for name in names:
             digest = hashlib.sha256((house.outbox / name).read_bytes()).hexdigest()
             assert house.record(name)["output"]["sha256"] == digest
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_result_that_is_whole_though_its_picture_was_given_back_is_not_doubled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """Both names were given, the share went away, and a stop gave the picture back."""
+    house = House(tmp_path)
+
+    def run() -> int:
+        if links:
+            return house.run()
+        return without(house, "link", errno.EPERM, "--until-idle").returncode
+
+    house.drop("first.png", seed=1)
+    assert run() == 0
+    house.drop("a.png", seed=2)
+    monkeypatch.setenv("FLUXWATCHD_CRASHPOINT", "commit.picture-linked")
+    assert run() == -signal.SIGKILL
+    monkeypatch.delenv("FLUXWATCHD_CRASHPOINT")
+    assert house.delivered("a.png")
+    with Journal.open(house.state) as journal:
+        (row,) = journal.interrupted_runs()
+        journal.give_back(row.id)
+    assert run() == 0
+    assert house.places()["outbox"] == ["a.png", "a.png.json", "first.png", "first.png.json"]
+    assert house.places()["archive"] == ["a.png", "first.png"]
+    assert house.places()["inbox"] == []
 
 
 def without(house: House, call: str, number: int, *more: str) -> subprocess.CompletedProcess[str]:

@@ -138,8 +138,7 @@ class Taker:
         job = work.make_job(taken, profile)
         # 4. A source kept in place, or one under way in a crash or at a stop, or before the journal
         #    was lost, may be done by its sidecar.
-        known = state is not None or waiting.folder.on_success == "keep"
-        if (known or self._predates(waiting)) and (found := already_delivered(job)):
+        if self._may_be_done(waiting, state) and (found := already_delivered(job)):
             self._close_earlier(job, found)
             return Earlier(waiting)
         # 5. Count the attempt before anything can crash over it.
@@ -150,13 +149,15 @@ class Taker:
         # 6. Decode it whole.
         return self._decode(Reading(waiting, job, content), last_chance=last_chance)
 
-    def _predates(self, waiting: Waiting) -> bool:
-        """Whether a journal that is lost may have known a result of this file.
+    def _may_be_done(self, waiting: Waiting, state: FileState | None) -> bool:
+        """Whether a result of this file may lie in its outbox, whatever the journal says by now.
 
-        Only an outbox that has a picture of its name is looked into: the first start may find
-        100,000 files that predate its journal.
+        Where the journal knows of no attempt, only an outbox that has a picture of its name is
+        looked into: the first start may find 100,000 files that predate its journal.
         """
-        if waiting.entry.ctime_ns / 1e9 >= self._journal.since():
+        if waiting.folder.on_success == "keep" or (state is not None and state.attempts > 0):
+            return True
+        if state is None and waiting.entry.ctime_ns / 1e9 >= self._journal.since():
             return False
         name = waiting.folder.outbox / waiting.entry.relative
         return any(os.path.lexists(name.with_suffix(suffix)) for suffix in SUFFIXES.values())

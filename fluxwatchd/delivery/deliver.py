@@ -275,7 +275,10 @@ class Delivery:
     ) -> bool:
         """The sidecar first, so that no picture lacks one. False if its name is taken."""
         if files.status(name + names.RECORD, place):
-            return _is_our_record(staged, name, place)
+            if not _is_our_record(staged, name, place):
+                return False
+            trees.sync_folder(place)  # the try that linked it may have failed at that
+            return True
         part = _record_part(staged)
         crashpoint("commit.before-record")
         records.write_record(part, place, record(name))

@@ -515,6 +515,8 @@ def test_sources_that_cannot_leave_do_not_stop_the_others(tmp_path: Path) -> Non
         until(lambda: all(house.delivered(name) for name in stuck), "the results")
         house.drop("free.png", seed=9)
         until(lambda: house.closed("free.png"), "the other picture")
+        told = f"cannot take files out of {fixed}: Permission denied"
+        until(lambda: _status(house).count(told) == len(stuck), "the reason in `status`")
         # 2. Once they may leave, they do; nothing was made twice.
         fixed.chmod(0o755)
         until(lambda: all(house.closed(name) for name in stuck), "their leaving")

@@ -18,7 +18,7 @@ from fluxwatchd.delivery.homes import Homes
 from fluxwatchd.delivery.moves import Place, Replaced
 from fluxwatchd.delivery.outcomes import Delivered, Retired, SetAside, Staged
 from fluxwatchd.delivery.records import Record
-from fluxwatchd.delivery.trouble import explained, failed
+from fluxwatchd.delivery.trouble import explained, failed, out_of
 from fluxwatchd.errors import ConfigError, DeliveryFailed
 from fluxwatchd.job import Job, Taken
 
@@ -185,7 +185,8 @@ class Delivery:
             if job.folder.on_success == "delete":
                 crashpoint("retire.before-delete")
                 try:
-                    moves.remove(job, source, found)
+                    with out_of(source.folder, job.source.parent):
+                        moves.remove(job, source, found)
                 except Replaced:
                     return Retired("replaced")
                 crashpoint("retire.deleted")
@@ -207,7 +208,7 @@ class Delivery:
                 return self._aside(job) or SetAside(outcome)
             root = job.folder.failed_path
             try:
-                with self._open(root, job) as place:
+                with self._open(root, job) as place, out_of(source.folder, job.source.parent):
                     name = aside.set_aside(job, source, found, place, record)
             except Replaced:
                 return SetAside("replaced")
@@ -228,6 +229,7 @@ class Delivery:
             job_id, original = _origin(relative.name, origin)
             error, wanted = relative.name + names.ERROR, names.split(original or relative.name)
             target = stack.enter_context(self._root(folder.inbox, relative.parent))
+            stack.enter_context(out_of(origin, path.parent))
             if found is not None and stat.S_ISREG(found.st_mode):
                 came = Taken(job_id, folder, relative, found.st_size, found.st_mtime_ns)
                 name = moves.move(came, source, found, target, names.numbered(*wanted))
@@ -316,7 +318,7 @@ class Delivery:
     def _archive(self, job: Job | Taken, source: Place, found: os.stat_result) -> Retired:
         root = job.folder.archive_path
         try:
-            with self._open(root, job) as place:
+            with self._open(root, job) as place, out_of(source.folder, job.source.parent):
                 wanted = names.numbered(*names.split(job.relative.name))
                 name = moves.move(job, source, found, place, wanted)
         except Replaced:

@@ -42,6 +42,8 @@ CALM = (0.30, 0.78)
 """The part of the run without kill or stop, so that one process lives long enough to judge."""
 YOUNG = 300.0
 """Seconds of a process's life after which its memory should no longer grow."""
+FLAT = {"resident": 12e6, "anonymous": 8e6, "descriptors": 6.0, "threads": 4.0}
+"""What a figure may grow by from then on: allocators keep some; a leak of 1 kB a job is more."""
 SAMPLE_EVERY = 10.0
 SUFFIXES = (".png", ".png", ".jpg", ".webp")
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".webp": "WEBP"}
@@ -817,8 +819,23 @@ class Report:
 
     @property
     def is_clean(self) -> bool:
-        """Nothing was lost, doubled, half made or left over, and no process ended by itself."""
-        return not any(self.account.wrong.values()) and not self.unplanned_ends
+        """Nothing was lost, doubled, half made or left over; no process ended by itself or grew."""
+        wrong = any(self.account.wrong.values())
+        return not wrong and not self.unplanned_ends and not self.grown
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether a process lived long enough for its growth to mean anything."""
+        return self.longest_life >= 2 * YOUNG
+
+    @property
+    def grown(self) -> list[str]:
+        """What grew after the young phase by more than it may."""
+        return [
+            f"{name} grew from {_figure(name, trend.early)} to {_figure(name, trend.late)}"
+            for name, trend in self.trends.items()
+            if self.is_judged and trend.late - trend.early > FLAT.get(name, float("inf"))
+        ]
 
     def as_text(self) -> str:
         """Markdown: what happened, where everything is, and whether the daemon grew."""
@@ -856,7 +873,10 @@ class Report:
             for name, trend in self.trends.items()
         ]
         head = f"The process that lived longest, {self.longest_life / 60:.1f} min:"
-        return f"{head}\n\n{table(('', early, 'at its end', 'most'), rows)}"
+        verdict = "; ".join(self.grown) or "Nothing grew by more than it may."
+        if not self.is_judged:
+            verdict = f"Too short to judge growth: {2 * YOUNG / 60:.0f} min at least."
+        return f"{head}\n\n{table(('', early, 'at its end', 'most'), rows)}\n\n{verdict}"
 
     def _errors(self) -> str:
         lines = [f"- {count} x {text}" for text, count in self.logged_errors.items()]
@@ -945,7 +965,8 @@ def command(minutes: float, jobs: int, seed: int, python: str, save: Path | None
     if save:
         keep(report, save, command_line(click.get_current_context()))
     if not report.is_clean:
-        click.echo("\n".join([*report.unplanned_ends, *report.account.examples]), err=True)
+        reasons = [*report.unplanned_ends, *report.grown, *report.account.examples]
+        click.echo("\n".join(reasons), err=True)
         raise click.ClickException(f"not clean; all files are kept in {root}")
     shutil.rmtree(root)
 

@@ -30,6 +30,7 @@ from fluxwatchd.delivery import (
     Recovered,
     already_delivered,
     copy_of,
+    files,
     names,
     recover,
     supports_commit,
@@ -244,6 +245,82 @@ def test_a_commit_that_could_not_be_is_tried_again_from_the_staged_picture(room,
     done = room.delivery.commit(staged, lambda name: killed.record_of(staged, name))
     assert done.picture.read_bytes() == RESULT
     assert set(everything(tmp_path / "out")) == {"sub/photo.png", "sub/photo.png.json"}
+
+
+class Share:
+    """A share in trouble: a link or renaming is made, and its answer is an error."""
+
+    def __init__(self, monkeypatch: Any, nth: int, *, silent: bool, links: bool = True) -> None:
+        self.calls, self.nth, self.silent, self.links = 0, nth, silent, links
+        self.is_away = False
+        self.link, self.stat, self.rename = os.link, os.stat, files.rename_new
+        monkeypatch.setattr(os, "link", self._link)
+        monkeypatch.setattr(os, "stat", self._stat)
+        monkeypatch.setattr(files, "rename_new", self._rename)
+
+    def _link(self, *args: Any, **more: Any) -> None:
+        if not self.links:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        self.link(*args, **more)
+        self._answer()
+
+    def _rename(self, *args: Any) -> None:
+        self.rename(*args)
+        self._answer()
+
+    def _stat(self, path: Any, **more: Any) -> os.stat_result:
+        if self.is_away and "dir_fd" in more:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self.stat(path, **more)
+
+    def _answer(self) -> None:
+        self.calls += 1
+        if self.calls == self.nth:
+            self.is_away = self.silent
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+@pytest.mark.parametrize("silent", [False, True], ids=["answers", "silent"])
+@pytest.mark.parametrize("nth", [1, 2], ids=["the record", "the picture"])
+def test_a_name_that_was_given_with_an_error_for_an_answer_is_not_given_twice(  # noqa: PLR0917 - fixtures and cases
+    room, tmp_path, monkeypatch, nth, silent, links
+):
+    """NFS mounted soft: link() takes effect, and what comes back is EIO."""
+    job = room.drop()
+    staged = room.delivery.stage(job, ".png", lambda file: _write(file, RESULT))
+    share = Share(monkeypatch, nth, silent=silent, links=links)
+
+    if silent:  # not even what lies there can be told then
+        with pytest.raises(DeliveryFailed, match="Input/output"):
+            room.delivery.commit(staged, lambda name: killed.record_of(staged, name))
+        share.is_away = False
+        assert room.delivery.holds(staged)
+    done = room.delivery.commit(staged, lambda name: killed.record_of(staged, name))
+
+    assert share.calls >= 2
+    assert done.picture.name == "photo.png"
+    assert done.picture.read_bytes() == RESULT
+    assert sidecar.read(done.sidecar)["job_id"] == job.id
+    assert set(everything(tmp_path / "out")) == {"sub/photo.png", "sub/photo.png.json"}
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+@pytest.mark.parametrize("nth", [1, 2], ids=["the record", "the picture"])
+def test_a_result_that_is_given_up_leaves_no_name_whatever_the_share_answered(
+    room, tmp_path, monkeypatch, nth, links
+):
+    staged = room.delivery.stage(room.drop(), ".png", lambda file: _write(file, RESULT))
+    share = Share(monkeypatch, nth, silent=True, links=links)
+    with pytest.raises(DeliveryFailed, match="Input/output"):
+        room.delivery.commit(staged, lambda name: killed.record_of(staged, name))
+    with pytest.raises(DeliveryFailed, match="Input/output"):
+        room.delivery.discard(staged)
+    share.is_away = False
+
+    room.delivery.discard(staged)
+
+    assert everything(tmp_path / "out") == {}
 
 
 def test_a_staged_picture_can_be_thrown_away(room, tmp_path):
@@ -735,10 +812,11 @@ def test_every_crash_point_is_listed_and_is_in_the_code():
 def test_a_strangers_temporary_file_is_left_alone_for_a_day(room, tmp_path):
     stranger = tmp_path / "out/.photo.png.0123456789abcdef.part"
     stranger.write_bytes(b"another daemon's")
+    os.utime(stranger, (1, 1))  # a copy has the time of its original, however old that is
     with Journal.open(tmp_path / "state") as journal:
         recover(room.delivery, room.folder, journal)
         assert stranger.exists()
-        recover(room.delivery, room.folder, journal, lambda: stranger.stat().st_mtime + 90_000)
+        recover(room.delivery, room.folder, journal, lambda: stranger.stat().st_ctime + 90_000)
         assert not stranger.exists()
 
 

@@ -1,7 +1,6 @@
 """``doctor`` and ``check``: what is missing is told before a daemon starts, with its remedy."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -170,10 +169,26 @@ def test_limits_of_the_machine_are_told_with_their_remedy(here, tmp_path, monkey
     assert "behind" in machine.clock(tmp_path).said
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_state_folder_that_cannot_be_written_is_78(tmp_path):
+    """As another user where this one is root, who may write everywhere."""
     (tmp_path / "state").mkdir(mode=0o500)
-    assert machine.state_folder(tmp_path / "state").code == 78
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    tmp_path.chmod(0o755)
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from fluxwatchd.commands import machine\n"
+        "os.chdir(sys.argv[1])\n"  # the folders above it are root's alone
+        "if os.geteuid() == 0:\n"
+        "    os.setgroups([])\n"
+        "    os.setgid(65534)\n"
+        "    os.setuid(65534)\n"
+        "sys.exit(machine.state_folder(Path(sys.argv[2])).code)\n"
+    )
+    for name, expected in (("state", 78), ("open", 0)):
+        command = [sys.executable, "-c", code, tmp_path, name]
+        assert subprocess.run(command, check=False, timeout=60).returncode == expected
 
 
 # --- check, and the daemon ------------------------------------------------------------------

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from house import until
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fluxwatchd.config import Folder, parse
+from fluxwatchd.daemon import inboxes, looking
 from fluxwatchd.daemon.inboxes import Inboxes
 from fluxwatchd.daemon.queue import TurnQueue, Waiting
+from fluxwatchd.daemon.taking import pause_after
 from fluxwatchd.errors import JobFailed
-from fluxwatchd.intake.scan import Entry
+from fluxwatchd.intake.scan import Entry, Scan, scan
 from fluxwatchd.job import Taken
 from fluxwatchd.journal import Journal
 
@@ -32,11 +38,16 @@ class Room:
     """One inbox, looked into by hand."""
 
     def __init__(self, root: Path, journal: Journal) -> None:
-        self.now = 0.0
+        self.now = self.costs = 0.0
         settings = parse(CONFIG, file=root / "config.toml")
         self.folder: Folder = settings.folders[0]
         self.journal, self.queue = journal, TurnQueue()
-        self.boxes = Inboxes(settings, journal, self.queue, lambda: None, lambda: self.now)
+        self.boxes = Inboxes(settings, journal, self.queue, lambda: None, self._clock)
+
+    def _clock(self) -> float:
+        """Every look at it takes ``costs`` s."""
+        self.now += self.costs
+        return self.now
 
     def look(self) -> None:
         """A look that is due because something changed."""
@@ -44,8 +55,8 @@ class Room:
         self.now += 3600
         assert self.boxes.look()
 
-    def take(self) -> Waiting | None:
-        return self.boxes.take(only_alone=False, idle=True)
+    def take(self, *, idle: bool = True) -> Waiting | None:
+        return self.boxes.take(only_alone=False, idle=idle)
 
     def taken(self) -> list[str]:
         """The names of all that may be taken now."""
@@ -153,6 +164,101 @@ def test_twenty_thousand_held_of_a_hundred_and_twenty_thousand_cost_next_to_noth
     assert again < 0.01
     assert took < 0.05
     assert refreshed < 0.5
+
+
+def test_a_scan_that_takes_longer_than_rescan_seconds_does_not_begin_at_once_again(
+    room: Room,
+) -> None:
+    room.costs = 5000
+    assert room.boxes.look()
+    room.costs = 0
+    assert room.boxes.wait() == 3600
+
+
+def test_what_was_found_counts_while_a_scan_takes_long_but_not_once_it_gets_no_further(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(room, "a.png", "b.png")
+    room.look()
+    (told,) = room.boxes.describe()
+    assert (told["state"], told["pending"]) == ("ok", 2)
+    # 1. The next scan is a slow one.
+    moves, over = threading.Event(), threading.Event()
+    moves.set()
+
+    def slow(folder: Folder, last: Scan | None, beat: Callable[[], None]) -> Scan:
+        while not over.wait(0.01):
+            if moves.is_set():
+                beat()
+        return scan(folder, last)
+
+    monkeypatch.setattr(looking, "scan", slow)
+    monkeypatch.setattr(looking, "PATIENCE", 0.5)
+    room.look()
+    (told,) = room.boxes.describe()
+    assert (told["state"], told["pending"]) == ("ok", 2)
+    assert room.take() is not None
+    assert room.boxes.pending()
+    # 2. It gets no further: nothing of the folder is taken, for who reads of it would hang.
+    moves.clear()
+    until(lambda: (room.look(), room.boxes.describe()[0]["state"] != "ok")[1], "silence")
+    assert room.boxes.describe()[0]["state"] == "paused: it does not answer"
+    assert room.take() is None
+    assert room.boxes.reopened() == ()
+    # 3. It is over at last.
+    over.set()
+    until(lambda: (room.look(), room.boxes.describe()[0]["state"] == "ok")[1], "its end")
+    assert room.taken() == ["b.png"]
+
+
+@given(attempt=st.integers(-3, 10**6), jitter=st.floats(0, 1))
+def test_pauses_grow_up_to_ten_minutes_a_quarter_more_or_less(attempt: int, jitter: float) -> None:
+    plain = pause_after(attempt, jitter=0.5)
+    assert 5 <= plain <= 600
+    assert plain <= pause_after(attempt + 1, jitter=0.5) <= 2 * plain
+    assert 0.75 * plain <= pause_after(attempt, jitter=jitter) <= 1.25 * plain
+    assert pause_after(attempt, jitter=0) < pause_after(attempt, jitter=1) < inboxes.LONGEST_WAIT
+
+
+def test_the_first_pauses_are_five_ten_and_twenty_seconds() -> None:
+    assert [pause_after(n, jitter=0.5) for n in (1, 2, 3, 7, 8, 9)] == [5, 10, 20, 320, 600, 600]
+    assert (pause_after(1, jitter=0), pause_after(1, jitter=1)) == (3.75, 6.25)
+
+
+def test_no_other_is_taken_while_one_that_must_run_alone_waits_for_its_turn(room: Room) -> None:
+    drop(room, "a.png", "b.png", "c.png")
+    room.look()
+    a, b, _ = room.entries()
+    job = Taken("0" * 16, room.folder, Path("b.png"), b.size, b.mtime_ns)
+    room.journal.begin(job)
+    room.journal.crashed(job.id)
+    room.look()
+    assert room.take(idle=False) == Waiting(room.folder, a)
+    assert room.take(idle=False) is None
+    assert room.take(idle=False) is None
+    assert room.take() == Waiting(room.folder, b)
+    assert room.taken() == ["c.png"]
+
+
+@pytest.mark.parametrize("ahead", [-7200.0, 7200.0], ids=["set back", "set forward"])
+def test_a_clock_that_is_set_puts_no_file_off_for_longer_than_any_pause(
+    room: Room, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    drop(room, "a.png")
+    room.look()
+    first = room.take()
+    assert first is not None
+    job = Taken("0" * 16, room.folder, Path("a.png"), first.entry.size, first.entry.mtime_ns)
+    room.journal.begin(job)
+    wall = time.time
+    due = wall() + pause_after(99, jitter=1)
+    room.journal.fail(job.id, JobFailed("no memory", transient=True), next_try=due)
+    room.queue.done(first.key)
+    room.look()
+    assert room.taken() == []
+    monkeypatch.setattr(time, "time", lambda: wall() + ahead)
+    room.look()
+    assert room.taken() == ["a.png"]
 
 
 def seconds(task: Callable[[], object]) -> float:

@@ -144,7 +144,7 @@ def test_an_unknown_jobs_copy_is_left_alone_while_its_original_may_be_there(
     room = Room(tmp_path, archive=there / "archive")
     job = room.drop()
     part = put(there / "archive/sub" / names.part_name("photo.2.jpg", job.id), SOURCE[:5000])
-    later = part.stat().st_mtime + LONG_AGO
+    later = part.stat().st_ctime + LONG_AGO
 
     assert recover(room.delivery, room.folder, journal, lambda: later) == Recovered()
     assert part.exists()
@@ -302,6 +302,18 @@ def test_a_job_whose_outbox_folder_cannot_be_read_waits_and_is_not_made_again(
     assert [action.kind for action in left.again()] == ["finished", "retired"]
 
 
+def test_recovery_says_that_it_moves_on_at_every_folder_and_job(room, tmp_path, journal):
+    for number in range(20):
+        (tmp_path / "out" / f"{number}").mkdir()
+    beats = []
+    recover(room.delivery, room.folder, journal, beat=lambda: beats.append(1))
+    assert len(beats) >= 20
+    before = len(beats)
+    delivered(room, journal)
+    recover(room.delivery, room.folder, journal, beat=lambda: beats.append(1))
+    assert len(beats) > 2 * before
+
+
 def test_a_job_that_was_given_back_leaves_no_half_result(room, tmp_path, journal):
     """A stop gave the picture back; what was staged could not be removed then."""
     job = room.drop()
@@ -318,19 +330,45 @@ def test_a_job_that_was_given_back_leaves_no_half_result(room, tmp_path, journal
     assert everything(tmp_path / "out") == {}
 
 
+def test_a_job_that_was_given_back_leaves_no_whole_result_either(
+    room, tmp_path, journal, monkeypatch
+):
+    """Both names were given, the share went away before it could say so, and then came a stop."""
+    job = room.drop()
+    journal.begin(job)
+    journal.delivering(job)
+    staged = room.delivery.stage(job, ".png", lambda file: file.write(RESULT) and None)
+    fails_at(monkeypatch, 2)
+    with pytest.raises(DeliveryFailed, match="Input/output"):
+        room.delivery.commit(staged, lambda name: killed.record_of(staged, name))
+    journal.give_back(job.id)
+    assert (tmp_path / "out/sub/photo.png").read_bytes() == RESULT
+
+    kinds = [action.kind for action in recover(room.delivery, room.folder, journal).actions]
+
+    assert kinds == ["removed"] * 3
+    assert everything(tmp_path / "out") == {}
+    assert job.source.exists()
+
+
+def fails_at(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
+    """From here on the ``nth`` sync of a folder fails, and no other."""
+    calls = iter(range(1, 1000))
+
+    def sync(place: int) -> None:
+        if next(calls) == nth:
+            raise OSError(5, "Input/output error")
+        os.fsync(place)
+
+    monkeypatch.setattr("fluxwatchd.trees.sync_folder", sync)
+
+
 def test_a_commit_tried_again_does_not_believe_in_what_is_gone(room, tmp_path, monkeypatch):
     """Both names were given, the folder could not be synced, and then everything was removed."""
     job = room.drop()
     staged = room.delivery.stage(job, ".png", lambda file: file.write(RESULT) and None)
-    syncs = iter([None, OSError(5, "Input/output error")])
-
-    def sync(place: int) -> None:
-        if (error := next(syncs, None)) is not None:
-            raise error
-        os.fsync(place)
-
     with monkeypatch.context() as broken:
-        broken.setattr("fluxwatchd.trees.sync_folder", sync)
+        fails_at(broken, 2)
         with pytest.raises(DeliveryFailed, match="Input/output"):
             room.delivery.commit(staged, lambda name: killed.record_of(staged, name))
     assert room.delivery.holds(staged)

@@ -80,6 +80,27 @@ def test_a_signal_while_it_ends_by_itself_changes_nothing(house: House, number: 
     assert "Traceback" not in house.said()
 
 
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    """The first one waits for the writer; the next start finds the picture where it was."""
+    house = House(tmp_path, 'variant = "lanczos"\nscale = 8')
+    try:
+        house.start().ready()
+        house.drop("big.png", size=(900, 700))
+        until(lambda: list(house.outbox.glob(".*.part")), "seconds of encoding")
+        house.signal(signal.SIGTERM)
+        until(lambda: house.events("stopping"), "the drain")
+        assert not house.ended()
+        house.signal(signal.SIGTERM)
+        assert house.wait(5) == 128 + signal.SIGTERM
+        assert not house.events("stopped")
+        assert house.places()["inbox"] == ["big.png"]
+        assert not house.delivered("big.png")
+        assert house.run() == 0, house.said()
+        assert house.places()["outbox"] == ["big.png", "big.png.json"]
+    finally:
+        house.kill()
+
+
 def test_hangups_while_it_stops_change_nothing(house: House) -> None:
     house.start().ready()
     house.signal(signal.SIGTERM)

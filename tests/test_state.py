@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from house import House, until
+
+from fluxwatchd.journal import Journal
 
 LOST = 75
 """What systemd starts the service again for."""
@@ -255,25 +260,85 @@ def test_status_at_every_moment_of_a_start_is_no_error(house: House) -> None:
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP], ids=["nolock", "none"])
 def test_a_filesystem_without_locks_is_refused_with_the_remedy(house: House, number: int) -> None:
     """As NFS mounted without its lock service: the kernel refuses flock()."""
+    done = without(house, "flock", number)
+    assert done.returncode == 78, done.stderr
+    assert "knows no locks" in done.stderr
+    assert "a disk of this machine" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("archive", ["beside", "on another disk"])
+def test_an_outbox_without_hard_links_gets_its_results_by_renaming(
+    tmp_path: Path, archive: str
+) -> None:
+    """As exFAT in the kernel and some SMB shares: link() is refused, a rename is not."""
+    house = House(tmp_path)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as there:
+        if archive == "on another disk":
+            house.archive = Path(there) / "archive"
+            house.configure('variant = "lanczos"', f'archive = "{house.archive}"')
+        for number in range(3):
+            house.drop(f"{number}.png", seed=number)
+        house.outbox.mkdir()
+        (house.outbox / "1.png").write_text("somebody's own")
+        done = without(house, "link", errno.EPERM, "--until-idle")
+        assert done.returncode == 0, done.stderr
+        names = ["0.png", "1.2.png", "2.png"]
+        expected = sorted(["1.png", *names, *(f"{name}.json" for name in names)])
+        assert house.places()["outbox"] == expected
+        assert (house.outbox / "1.png").read_text() == "somebody's own"
+        assert house.places()["archive"] == ["0.png", "1.png", "2.png"]
+        assert house.places()["inbox"] == []
+        for name in names:
+            digest = hashlib.sha256((house.outbox / name).read_bytes()).hexdigest()
+            assert house.record(name)["output"]["sha256"] == digest
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_result_that_is_whole_though_its_picture_was_given_back_is_not_doubled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    """Both names were given, the share went away, and a stop gave the picture back."""
+    house = House(tmp_path)
+
+    def run() -> int:
+        if links:
+            return house.run()
+        return without(house, "link", errno.EPERM, "--until-idle").returncode
+
+    house.drop("first.png", seed=1)
+    assert run() == 0
+    house.drop("a.png", seed=2)
+    monkeypatch.setenv("FLUXWATCHD_CRASHPOINT", "commit.picture-linked")
+    assert run() == -signal.SIGKILL
+    monkeypatch.delenv("FLUXWATCHD_CRASHPOINT")
+    assert house.delivered("a.png")
+    with Journal.open(house.state) as journal:
+        (row,) = journal.interrupted_runs()
+        journal.give_back(row.id)
+    assert run() == 0
+    assert house.places()["outbox"] == ["a.png", "a.png.json", "first.png", "first.png.json"]
+    assert house.places()["archive"] == ["a.png", "first.png"]
+    assert house.places()["inbox"] == []
+
+
+def without(house: House, call: str, number: int, *more: str) -> subprocess.CompletedProcess[str]:
+    """A daemon that the kernel refuses a system call."""
     code = (
         "import sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from killed import deny\n"
-        f"deny({{'flock': {number}}})\n"
+        f"deny({{{call!r}: {number}}})\n"
         "from fluxwatchd.cli import run\n"
-        "sys.exit(run(['run', '--config', sys.argv[1]]))\n"
+        "sys.exit(run(['run', '--config', *sys.argv[1:]]))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(house.config)],
+    return subprocess.run(
+        [sys.executable, "-c", code, str(house.config), *more],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert done.returncode == 78, done.stderr
-    assert "knows no locks" in done.stderr
-    assert "a disk of this machine" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 class Disk:

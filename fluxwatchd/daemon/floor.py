@@ -20,6 +20,7 @@ from fluxwatchd.daemon.patience import Patience
 from fluxwatchd.daemon.queue import Key, TurnQueue, Waiting
 from fluxwatchd.daemon.requests import cancelled
 from fluxwatchd.daemon.station import Station, Trial
+from fluxwatchd.daemon.stints import Stints
 from fluxwatchd.daemon.taking import (
     Earlier,
     NotYet,
@@ -28,6 +29,7 @@ from fluxwatchd.daemon.taking import (
     Taker,
     empty,
     entry_of,
+    is_written,
     taken_of,
 )
 from fluxwatchd.daemon.twins import Twins
@@ -90,6 +92,7 @@ class Floor:
         self.tried: dict[int, FluxwatchdError | None] = {}
         self.tally = Tally()
         self.patience = Patience()
+        self.stints = Stints(clock)
         self.workers: tuple[Worker, ...] = ()
         self.warm: dict[int, tuple[Checkpoint, ...]] = {}
         self.fatal: FluxwatchdError | None = None
@@ -97,9 +100,9 @@ class Floor:
     def open(self, workers: Sequence[Worker], inboxes: Inboxes) -> None:
         """Start the threads; pictures come from ``inboxes``."""
         self.workers, self._inboxes = tuple(workers), inboxes
-        self.patience.most = len(workers) + 1
+        self.patience.most, self.patience.tries = len(workers) + 1, len(workers)
         self._readers = ThreadPoolExecutor(len(workers), thread_name_prefix="reader")
-        self._writers = Writers(self._handover, self.send, len(workers) + 1)
+        self._writers = Writers(self._handover, self.send, len(workers) + 1, self.stints)
         for worker in workers:
             worker.start()
 
@@ -141,7 +144,7 @@ class Floor:
         self._writers.shutdown()
         self.read_letters()
         for waits in self.patience.results():
-            self._handover.give_back(waits)
+            self._handover.abandon(waits)
         for prepared in (*self.tally.ready, *self.tally.busy.values()):
             self._journal.give_back(prepared.job.id)
 
@@ -215,11 +218,11 @@ class Floor:
             if worker.lane not in tally.busy and (prepared := self._next_ready()):
                 tally.busy[worker.lane] = prepared
                 worker.give(prepared)
-        idle = lanes - len(tally.busy) + min(lanes, self._twins.waiting(tally.ready))
-        while (
-            len(tally.reading) + len(tally.ready) < lanes + idle and self._writers.busy < 2 * lanes
-        ):
-            waiting = self._inboxes.take(only_alone=tally.alone, idle=not self.outstanding())
+        ahead = lanes + lanes - len(tally.busy) + min(lanes, self._twins.waiting(tally.ready))
+        writing = self._writers.busy - self.patience.tried()
+        while len(tally.reading) + len(tally.ready) < ahead and writing < 2 * lanes:
+            idle = self.outstanding() <= self.patience.tried()
+            waiting = self._inboxes.take(only_alone=tally.alone, idle=idle)
             if waiting is None:
                 return
             self._read(waiting)
@@ -241,6 +244,10 @@ class Floor:
         self.tally.reading.add(waiting.key)
 
         def read() -> None:
+            with self.stints.one():
+                read_it()
+
+        def read_it() -> None:
             try:
                 self.send(self._taker.take(waiting, state, last_chance=last_chance))
             except Linger as linger:
@@ -302,7 +309,7 @@ class Floor:
     def _give_back(self, stuck: Stuck, waits: Waits) -> None:
         """One result too many waits: it goes, and its file is taken again later."""
         if self._draining:
-            self._handover.give_back(waits)
+            self._handover.abandon(waits)
         else:
             give_back = partial(self._handover.give_back, waits)
             self._hand(stuck.waiting, stuck.job, give_back, "neither")
@@ -355,8 +362,11 @@ class Floor:
             )
 
     def refuse_hopeless(self) -> None:
-        """Files that have been empty for settle_timeout."""
+        """Files that have been empty for settle_timeout, and that nobody is writing to."""
         for waiting in self._inboxes.hopeless():
+            if is_written(waiting):
+                self._not_yet(NotYet(waiting, "later"))
+                continue
             self._queue.claim(waiting)
             path = waiting.path
             self._refuse(Refused(waiting, taken_of(waiting), empty(path), counted=False))

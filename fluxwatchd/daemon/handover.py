@@ -39,7 +39,8 @@ class Linger(Exception):
 class Waits(Linger):
     """A result is made, but its outbox cannot take it now.
 
-    It is kept in memory by ``again``; ``drop`` removes what lies in the outbox, for giving it up.
+    It is kept in memory by ``again``; ``drop`` removes what lies in the outbox, for giving it up,
+    and raises DeliveryFailed where that cannot be now.
     """
 
     def __init__(
@@ -82,6 +83,11 @@ class Troubles:
         with self._lock:
             for key in [key for key in self._known if key[0] == job_id]:
                 del self._known[key]
+
+    def has(self, job_id: str) -> bool:
+        """Whether a job has any."""
+        with self._lock:
+            return any(key[0] == job_id for key in self._known)
 
     def told(self) -> dict[str, str]:
         """Every trouble that lasts, by its place; of several with one place the newest."""
@@ -154,7 +160,8 @@ class Handover:
             log.warning("an earlier result could not be copied", file=str(row.output), why=str(why))
             raise NoCopy(known.prepared) from why
         if staged.sha256 != row.output_sha256 or staged.sha256 != earlier["output"]["sha256"]:
-            self.delivery.discard(staged)
+            with suppress(DeliveryFailed):  # recovery sweeps it
+                self.delivery.discard(staged)
             raise NoCopy(known.prepared)
         self._commit_copy(known, staged, earlier, row.output)
 
@@ -182,9 +189,22 @@ class Handover:
         log.info("done: copied", file=str(job.source), result=str(done.picture), of=str(origin))
 
     def give_back(self, waits: Waits) -> None:
-        """Give up a result that waits: its picture is made again once there is room."""
+        """Give up a result that waits: its picture is made again once there is room.
+
+        Raises Linger while what lies in the outbox cannot be removed: it may be whole by then, and
+        the picture must not be made beside it.
+        """
+        try:
+            waits.drop()
+        except DeliveryFailed as why:
+            raise Linger(waits.job, why, lambda: self.give_back(waits)) from why
         self.journal.give_back(waits.job.id)
-        waits.drop()
+
+    def abandon(self, waits: Waits) -> None:
+        """The same at a stop; what cannot be removed now is by the next start."""
+        self.journal.give_back(waits.job.id)
+        with suppress(DeliveryFailed):
+            waits.drop()
 
     def settle(self, left: Unsettled) -> None:
         """Bring to its end what an earlier process left. Raises Linger."""
@@ -301,11 +321,11 @@ class Handover:
 
         def drop() -> None:
             if staged is not None:
-                with suppress(DeliveryFailed):  # recovery sweeps it
-                    self.delivery.discard(staged)
+                self.delivery.discard(staged)
 
         if not why.transient:
-            drop()
+            with suppress(DeliveryFailed):  # recovery sweeps it
+                drop()
             raise why
         self.troubles.note(job.folder.outbox, job.id, why)
         log.warning("delivery waits", file=str(job.source), why=str(why))

@@ -15,9 +15,10 @@ import structlog
 
 from fluxwatchd import trees
 from fluxwatchd.config import Folder, Settings
+from fluxwatchd.daemon.looking import PATIENCE, Looking
 from fluxwatchd.daemon.queue import Key, TurnQueue, Waiting
 from fluxwatchd.intake.events import Watcher
-from fluxwatchd.intake.scan import Entry, Scan, scan
+from fluxwatchd.intake.scan import Entry, Scan
 from fluxwatchd.intake.settle import Settler
 from fluxwatchd.journal import FileState, Journal
 
@@ -29,6 +30,7 @@ SCAN_SHARE = 0.1
 """The most of its time that the main loop spends scanning while work is waiting anyway."""
 OFFER_EVERY = 1.0
 """Seconds between two times that files whose later try is due are offered, at least."""
+_NEVER = float("inf")
 LET_READ = "Let the service's user read it: chmod g+rX, or chgrp to a group of that user."
 """The remedy for a file or folder that may not be read."""
 MOST_TOLD = 100
@@ -48,6 +50,7 @@ class Unready:
 class View:
     """The last look at one folder.
 
+    ``is_looked_at``: another look is under way; ``is_silent``: and the folder does not answer.
     ``settling`` counts files that are not quiet yet. ``settled`` are those that are; of these,
     ``held`` are held back, and ``later`` have a try that is not due. ``to_hold``: the names of
     files that somebody asked to be held.
@@ -55,6 +58,8 @@ class View:
 
     folder: Folder
     scan: Scan | None = None
+    is_looked_at: bool = False
+    is_silent: bool = False
     states: Mapping[str, FileState] = field(default_factory=dict)
     settling: int = 0
     settled: tuple[Entry, ...] = ()
@@ -87,6 +92,7 @@ class Inboxes:
         self._views = {folder.inbox: View(folder) for folder in settings.folders}
         self.settler = _settler(settings)
         self.closed: dict[Path, str] = {}
+        self._looking = Looking(self.touch)
         self._watcher = Watcher(settings.folders, self.touch)
 
     def start(self) -> None:
@@ -127,14 +133,16 @@ class Inboxes:
             if now >= self._offer_due:
                 self._offer()
             return False
-        self._dirty, dues = False, [self._settings.daemon.rescan_seconds]
+        self._dirty = False
         self._taken &= self._queue.busy()
-        for view in self._views.values():
-            dues.append(self._look_at(view))
+        found = self._looking.through((v.folder, v.scan) for v in self._views.values())
+        views = self._views.values()
+        due = min([self._take_note(v, found.get(v.folder.inbox)) for v in views], default=_NEVER)
         self._offer()
         self._looked = self._clock()
-        self._cost = self._looked - now
-        self._due = now + min(dues)
+        self._cost = max(self._looked - now, self._looking.cost)
+        # from its end on: a scan that takes longer than that must not begin at once again
+        self._due = min(due, self._looked + self._settings.daemon.rescan_seconds)
         return True
 
     def wait(self) -> float:
@@ -144,13 +152,20 @@ class Inboxes:
     def take(self, *, only_alone: bool, idle: bool) -> Waiting | None:
         """The next file that may be worked on now; see TurnQueue.take.
 
-        ``idle``: nothing else is under way, so that a file that must run alone may. With
+        ``idle``: nothing else is under way, so that a file that must run alone may; else, once it
+        is its turn, no other is taken, so that there is such a moment however many wait. With
         ``only_alone`` no file is taken: one that runs alone is under way.
         """
         if only_alone:
             return None
         wall = time.time()
-        taken = self._queue.take(lambda waiting: self._may(waiting, wall, idle=idle))
+
+        def may(waiting: Waiting) -> bool:
+            return self._may(waiting, wall)
+
+        if not idle and (waiting := self._queue.first(may)) and self._is_alone(waiting):
+            return None
+        taken = self._queue.take(may)
         if taken is not None:
             self._taken.add(taken.key)
         return taken
@@ -159,6 +174,9 @@ class Inboxes:
         """A file could not be taken, and is tried again; for ``status`` and ``explain``."""
         if view := self._views.get(waiting.folder.inbox):
             view.unready[waiting.entry.name] = Unready(waiting.entry, why, remedy)
+            if waiting.entry in view.hopeless:  # it is not, until the next look
+                view.hopeless = tuple(e for e in view.hopeless if e != waiting.entry)
+                view.settling += 1
 
     def is_ready(self, waiting: Waiting) -> None:
         """A file could be taken, whatever was wrong with it before."""
@@ -182,26 +200,28 @@ class Inboxes:
         """Files that have been empty for too long and are not under way."""
         busy, wall = self._queue.busy(), time.time()
         found = (Waiting(v.folder, e) for v in self._views.values() for e in v.hopeless)
-        may = (waiting for waiting in found if self._may(waiting, wall, idle=True))
+        may = (waiting for waiting in found if self._may(waiting, wall))
         return tuple(waiting for waiting in may if waiting.key not in busy)
 
     def reopened(self) -> tuple[Folder, ...]:
         """Folders that are closed, see ``closed`` for the reason, and whose inbox can be read."""
         views = (self._views[inbox] for inbox in self.closed.keys() & self._views.keys())
-        return tuple(v.folder for v in views if v.scan is not None and v.scan.state == "ok")
+        return tuple(v.folder for v in views if v.scan and v.scan.state == "ok" and not v.is_silent)
 
     def pending(self) -> bool:
         """Whether anything waits, settles, or is under way. Held files do not count."""
         if self._dirty or not self._queue.empty_but(lambda _: False):
             return True
-        return any(view.settling or view.later for view in self._views.values())
+        views = self._views.values()
+        return any(view.settling or view.later or view.is_looked_at for view in views)
 
     def put_off(self) -> bool:
         """Whether all that is pending waits for a later try."""
-        if self._dirty or any(view.settling for view in self._views.values()):
+        views = self._views.values()
+        if self._dirty or any(view.settling or view.is_looked_at for view in views):
             return False
         wall = time.time()
-        return self._queue.empty_but(lambda waiting: not self._may(waiting, wall, idle=True))
+        return self._queue.empty_but(lambda waiting: not self._may(waiting, wall))
 
     def unseen(self) -> dict[str, str]:
         """Places in which pictures may lie that nobody could look into, and why."""
@@ -244,17 +264,29 @@ class Inboxes:
         """Every folder for ``status``: JSON values."""
         return [self._describe(view) for view in self._views.values()]
 
-    def _look_at(self, view: View) -> float:
-        """Scan one folder; returns seconds until something in it is due."""
-        before = view.scan
-        view.scan = scan(view.folder, before)
-        _tell_change(view.folder, before, view.scan)
-        if view.scan.state != "ok":
+    def _take_note(self, view: View, found: Scan | None) -> float:
+        """Of a folder's scan, None if it is not over; when something is due, by the clock.
+
+        While a scan takes long, what the one before found still counts. A folder that does not
+        answer is paused: who reads of it would hang.
+        """
+        before, was_silent = view.scan, view.is_silent
+        view.is_looked_at = found is None
+        view.is_silent = found is None and self._looking.is_silent(view.folder.inbox)
+        if view.is_silent != was_silent:
+            _tell_silence(view)
+        if found is None and not view.is_silent:
+            return self._clock() + PATIENCE
+        view.scan = found or before
+        if found is not None:
+            _tell_change(view.folder, before, found)
+        if found is None or found.state != "ok":
             view.settling, view.settled, view.hopeless, view.unready = 0, (), (), {}
-            return float("inf")
+            return _NEVER
         view.states = self._journal.file_states(view.folder)
-        fresh = [entry for entry in view.scan.entries if not self._finished(view, entry)]
-        settled = self.settler.observe(str(view.folder.inbox), fresh, self._clock())
+        fresh = [entry for entry in found.entries if not self._finished(view, entry)]
+        now = self._clock()
+        settled = self.settler.observe(str(view.folder.inbox), fresh, now)
         view.settled, view.hopeless = settled.ready, settled.hopeless
         view.settling = len(fresh) - len(settled.ready) - len(settled.hopeless)
         if view.to_hold:
@@ -262,7 +294,7 @@ class Inboxes:
         if view.unready:
             here = {entry.name: entry for entry in fresh if entry.name in view.unready}
             view.unready = {n: one for n, one in view.unready.items() if one.entry == here.get(n)}
-        return settled.due if settled.due is not None else float("inf")
+        return now + settled.due if settled.due is not None else _NEVER
 
     def _offer(self) -> None:
         """Give the queue the settled files whose turn may come now, by what the journal knows."""
@@ -304,12 +336,15 @@ class Inboxes:
     def _state(self, view: View) -> str:
         if view.folder.inbox in self.closed:
             return f"paused: {self.closed[view.folder.inbox]}"
+        if view.is_silent:
+            return "paused: it does not answer"
         return view.scan.state if view.scan else "not looked at yet"
 
     def _next_look(self) -> float:
         if not self._dirty:
             return self._due
-        if all(view.scan is not None for view in self._views.values()) and self._has_work():
+        known = all(view.scan or view.is_looked_at for view in self._views.values())
+        if known and self._has_work():
             return min(self._due, self._looked + self._cost * (1 / SCAN_SHARE - 1))
         return 0.0
 
@@ -320,13 +355,17 @@ class Inboxes:
         state = _current(view.states, entry)
         return state is not None and state.done
 
-    def _may(self, waiting: Waiting, wall: float, *, idle: bool) -> bool:
+    def _is_alone(self, waiting: Waiting) -> bool:
+        state = self.state_of(waiting)
+        return state is not None and state.alone
+
+    def _may(self, waiting: Waiting, wall: float) -> bool:
         if waiting.folder.inbox in self.closed:
             return False
         state = self.state_of(waiting)
         if state is None:
             return True
-        return not (state.held or _pause(state, wall) or (state.alone and not idle))
+        return not (state.held or _pause(state, wall))
 
     def _describe(self, view: View) -> dict[str, Any]:
         inbox, health = view.folder.inbox, self._watcher.health(view.folder)
@@ -379,6 +418,13 @@ def _current(states: Mapping[str, FileState], entry: Entry) -> FileState | None:
     if state is None or (state.size, state.mtime_ns) != (entry.size, entry.mtime_ns):
         return None
     return state
+
+
+def _tell_silence(view: View) -> None:
+    if view.is_silent:
+        log.warning("folder is paused", inbox=str(view.folder.inbox), state="does not answer")
+    else:
+        log.info("folder answers again", inbox=str(view.folder.inbox))
 
 
 def _tell_change(folder: Folder, before: Scan | None, now: Scan) -> None:

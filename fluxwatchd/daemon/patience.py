@@ -37,17 +37,29 @@ class Lingering:
         """Whether a result is kept in memory for it."""
         return isinstance(self.stuck.linger, Waits)
 
+    @property
+    def is_tried(self) -> bool:
+        """Whether a try of it is under way."""
+        return self.pause.due == float("inf")
+
+    @property
+    def root(self) -> Path:
+        """The folder whose disk or share decides: the outbox, or where sources leave."""
+        folder = self.stuck.waiting.folder
+        return folder.outbox if self.holds_result else folder.inbox
+
 
 class Patience:
     """Tries again what is stuck, with pauses that grow.
 
     Results that wait are kept in memory, ``most`` at a time, so that however many outboxes are full
     the others get theirs; of a folder with one that waits no picture is taken. One too many is
-    given back, to be made again after a pause.
+    given back, to be made again after a pause. No more than ``tries`` are under way at once, and
+    one for each place: a share that fails slowly leaves a thread for everything else.
     """
 
-    def __init__(self, most: int = 1) -> None:
-        self.most = most
+    def __init__(self, most: int = 1, tries: int = 1) -> None:
+        self.most, self.tries = most, tries
         self._lingering: dict[str, Lingering] = {}
         self._put_off: dict[Path, Pause] = {}
 
@@ -65,12 +77,24 @@ class Patience:
         return True
 
     def due(self, now: float) -> tuple[Stuck, ...]:
-        """What is to be tried now; it is not due again before add() or end()."""
-        due = [one for one in self._lingering.values() if one.pause.due <= now]
-        for one in due:
+        """What is to be tried now, longest due first; not due again before add() or end()."""
+        busy = {one.root for one in self._lingering.values() if one.is_tried}
+        free, chosen = self.tries - self.tried(), []
+        for one in sorted(self._lingering.values(), key=lambda one: one.pause.due):
+            if free <= 0 or one.pause.due > now:
+                break
+            if one.root in busy:
+                continue
+            busy.add(one.root)
+            free -= 1
             under_way = replace(one.pause, due=float("inf"))
             self._lingering[one.stuck.job.id] = replace(one, pause=under_way)
-        return tuple(one.stuck for one in due)
+            chosen.append(one.stuck)
+        return tuple(chosen)
+
+    def tried(self) -> int:
+        """How many tries are under way."""
+        return sum(one.is_tried for one in self._lingering.values())
 
     def end(self, job_id: str) -> None:
         """A job is over."""
@@ -81,7 +105,7 @@ class Patience:
         self._put_off.pop(inbox, None)
         for key, one in self._lingering.items():
             if one.holds_result and one.stuck.waiting.folder.inbox == inbox:
-                due = min(one.pause.due, now) if one.pause.due != float("inf") else one.pause.due
+                due = one.pause.due if one.is_tried else min(one.pause.due, now)
                 self._lingering[key] = replace(one, pause=replace(one.pause, due=due))
 
     def held(self, now: float) -> frozenset[Path]:

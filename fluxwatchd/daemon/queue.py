@@ -63,16 +63,22 @@ class TurnQueue:
         elif files:
             self._lanes[inbox] = Lane(folder, files)
 
-    def take(self, allowed: Callable[[Waiting], bool]) -> Waiting | None:
-        """The next file that is ``allowed``; it counts as under way until ``done``."""
+    def first(self, allowed: Callable[[Waiting], bool]) -> Waiting | None:
+        """The next file that is ``allowed``."""
         for lane in self._turns():
             for entry in lane.files.values():
                 waiting = Waiting(lane.folder, entry)
                 if allowed(waiting):
-                    self.claim(waiting)
-                    self._lanes.move_to_end(lane.folder.inbox)
                     return waiting
         return None
+
+    def take(self, allowed: Callable[[Waiting], bool]) -> Waiting | None:
+        """The same, taken: it counts as under way until ``done``."""
+        waiting = self.first(allowed)
+        if waiting is not None:
+            self.claim(waiting)
+            self._lanes.move_to_end(waiting.folder.inbox)
+        return waiting
 
     def hold(self, inboxes: frozenset[Path]) -> None:
         """Give nothing of these folders until told otherwise: their outboxes take nothing now."""

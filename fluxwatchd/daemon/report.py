@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from fluxwatchd import __version__, systemd
 from fluxwatchd.daemon.floor import Floor
 from fluxwatchd.daemon.handover import Troubles
 from fluxwatchd.daemon.inboxes import Inboxes
+from fluxwatchd.daemon.state import NO_JOB
 from fluxwatchd.daemon.worker import Worker
 from fluxwatchd.errors import StateBlocked, StateLost
 from fluxwatchd.journal import Journal
@@ -26,6 +29,17 @@ TELL_EVERY = 0.5
 PING_EVERY = 10.0
 """Seconds between two words to systemd at most, so that its STATUS is fresh and a long load never
 outlives the time it asked for, however patient the watchdog is."""
+START_EXTENSION = 90.0
+"""Seconds that a start asks for at a time, while it recovers or loads."""
+STOP_EXTENSION = 60.0
+"""Seconds that a stop asks for at a time, while it drains."""
+EXTEND_EVERY = 5.0
+"""Seconds between two times that a stop asks."""
+THREAD_PATIENCE = 1800.0
+"""Seconds that a reader or writer thread may be at one file before it counts as hung: to decode,
+encode or copy the largest on a slow disk takes minutes."""
+STOP_PATIENCE = 600.0
+"""The same while it drains: a stop that somebody waits for is worth less patience."""
 
 
 @dataclass(slots=True)
@@ -77,13 +91,53 @@ class Reporter:
         now = self.clock()
         if now - self._pinged < min(interval or PING_EVERY, PING_EVERY) / 2:
             return
-        if not all(worker.pulse.alive(interval or 60.0) for worker in self.floor.workers):
-            return
+        if self.alive():
+            self._say_alive(now, self.line())
+
+    def _say_alive(self, now: float, line: str) -> None:
         self._pinged = now
         systemd.watchdog()
         if not self.floor.ready():
-            systemd.extend_timeout(90)
-        systemd.status(self.line())
+            systemd.extend_timeout(START_EXTENSION)
+        systemd.status(line)
+
+    def alive(self, thread_patience: float = THREAD_PATIENCE) -> bool:
+        """Whether every engine is idle or moves on, and no reader or writer hangs.
+
+        What waits for room in the state folder does not hang.
+        """
+        patience = systemd.watchdog_interval() or 60.0
+        if not all(worker.pulse.alive(patience) for worker in self.floor.workers):
+            return False
+        return self.floor.stints.longest() <= thread_patience or self.troubles.has(NO_JOB)
+
+    def beat(self) -> None:
+        """Recovery moves on: it runs in the main thread, and may have much to look through."""
+        now = self.clock()
+        if now - self._pinged >= PING_EVERY / 2 and self.alive():
+            self._say_alive(now, "looking for what an earlier process left")
+
+    @contextlib.contextmanager
+    def draining(self) -> Iterator[None]:
+        """Ask systemd for more time during the block, in which the main thread waits for others.
+
+        Not where an engine, reader or writer hangs: then the unit's time for a stop runs out.
+        """
+        over = threading.Event()
+
+        def ask() -> None:
+            while not over.is_set():
+                if self.alive(STOP_PATIENCE):
+                    systemd.extend_timeout(STOP_EXTENSION)
+                over.wait(EXTEND_EVERY)
+
+        asking = threading.Thread(target=ask, name="stop", daemon=True)
+        asking.start()
+        try:
+            yield
+        finally:
+            over.set()
+            asking.join()
 
     def _tell_live(self) -> None:
         """Keep what ``status`` shows fresh: when it changes, at most twice a second."""

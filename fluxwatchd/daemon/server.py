@@ -183,7 +183,8 @@ class Server:
     def _recover(self, folder: Folder) -> None:
         """Bring a folder's half-made deliveries to an end. Raises DeliveryFailed."""
         busy = self._floor.under_way()
-        found = recover(self._delivery, folder, self._journal, busy=busy)
+        beat = self._reporter.beat
+        found = recover(self._delivery, folder, self._journal, busy=busy, beat=beat)
         for action in found.actions:
             log.info("recovered", kind=action.kind, file=str(action.path), what=action.text)
         for path, why in found.left:
@@ -364,12 +365,14 @@ class Server:
         """Drain: engines end after the batch at hand, writers finish, what is left goes back."""
         self._stop.set()
         systemd.stopping("stopping after the tile batch at hand")
-        self._inboxes.stop()
-        try:
-            self._floor.close()
-        finally:
-            self._hooks.close(drain=not self._signals and self._floor.fatal is None)
-            self._reporter.stopped()
+        log.info("stopping", under_way=self._floor.outstanding())
+        with self._reporter.draining():
+            self._inboxes.stop()
+            try:
+                self._floor.close()
+            finally:
+                self._hooks.close(drain=not self._signals and self._floor.fatal is None)
+                self._reporter.stopped()
         tally = self._floor.tally
         log.info("stopped", done=tally.done, failed=tally.failed)
 

@@ -136,11 +136,9 @@ class Taker:
                 return NotYet(waiting, "later", error)
             return Refused(waiting, taken, _settings_error(waiting, error), counted=False)
         job = work.make_job(taken, profile)
-        # 4. A source kept in place, or one under way in a crash, or before the journal was lost,
-        #    may be done by its sidecar.
-        tried = state is not None and state.attempts > 0
-        kept = waiting.folder.on_success == "keep"
-        if (kept or tried or self._predates(waiting)) and (found := already_delivered(job)):
+        # 4. A source kept in place, or one under way in a crash or at a stop, or before the journal
+        #    was lost, may be done by its sidecar.
+        if self._may_be_done(waiting, state) and (found := already_delivered(job)):
             self._close_earlier(job, found)
             return Earlier(waiting)
         # 5. Count the attempt before anything can crash over it.
@@ -151,13 +149,15 @@ class Taker:
         # 6. Decode it whole.
         return self._decode(Reading(waiting, job, content), last_chance=last_chance)
 
-    def _predates(self, waiting: Waiting) -> bool:
-        """Whether a journal that is lost may have known a result of this file.
+    def _may_be_done(self, waiting: Waiting, state: FileState | None) -> bool:
+        """Whether a result of this file may lie in its outbox, whatever the journal says by now.
 
-        Only an outbox that has a picture of its name is looked into: the first start may find
-        100,000 files that predate its journal.
+        Where the journal knows of no attempt, only an outbox that has a picture of its name is
+        looked into: the first start may find 100,000 files that predate its journal.
         """
-        if waiting.entry.ctime_ns / 1e9 >= self._journal.since():
+        if waiting.folder.on_success == "keep" or (state is not None and state.attempts > 0):
+            return True
+        if state is None and waiting.entry.ctime_ns / 1e9 >= self._journal.since():
             return False
         name = waiting.folder.outbox / waiting.entry.relative
         return any(os.path.lexists(name.with_suffix(suffix)) for suffix in SUFFIXES.values())
@@ -189,6 +189,18 @@ def taken_of(waiting: Waiting) -> Taken:
         entry.mtime_ns,
         inode=entry.inode,
     )
+
+
+def is_written(waiting: Waiting) -> bool:
+    """Whether somebody has the file open for writing; False where that cannot be told."""
+    try:
+        descriptor = open_source(waiting.folder, waiting.entry.relative)
+    except OSError:
+        return False
+    try:
+        return bool(has_writer(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def entry_of(job: Taken) -> Entry:

@@ -11,6 +11,7 @@ import structlog
 from fluxwatchd.daemon.handover import Handover, Linger, NoCopy
 from fluxwatchd.daemon.letters import Again, Closed, End, Letter, Stuck
 from fluxwatchd.daemon.queue import Waiting
+from fluxwatchd.daemon.stints import Stints
 from fluxwatchd.daemon.worker import Lost
 from fluxwatchd.errors import EngineLost, FluxwatchdError, JobFailed, StateLost
 from fluxwatchd.job import Job, Taken
@@ -26,8 +27,14 @@ class Writers:
     ``busy`` tasks are under way or wait for a thread; the main thread counts them.
     """
 
-    def __init__(self, handover: Handover, tell: Callable[[Letter], None], count: int) -> None:
-        self._handover, self._tell = handover, tell
+    def __init__(
+        self,
+        handover: Handover,
+        tell: Callable[[Letter], None],
+        count: int,
+        stints: Stints | None = None,
+    ) -> None:
+        self._handover, self._tell, self._stints = handover, tell, stints or Stints()
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="writer")
         self.busy = 0
 
@@ -44,7 +51,8 @@ class Writers:
         closed = Closed(waiting, job.id, end)
         try:
             try:
-                task()
+                with self._stints.one():
+                    task()
             except JobFailed as error:  # a result that no outbox will ever take
                 closed = replace(closed, end="failed")
                 self._handover.set_aside(job, error, job.attempt)

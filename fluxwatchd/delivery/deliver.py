@@ -18,7 +18,7 @@ from fluxwatchd.delivery.homes import Homes
 from fluxwatchd.delivery.moves import Place, Replaced
 from fluxwatchd.delivery.outcomes import Delivered, Retired, SetAside, Staged
 from fluxwatchd.delivery.records import Record
-from fluxwatchd.delivery.trouble import explained, failed
+from fluxwatchd.delivery.trouble import explained, failed, out_of
 from fluxwatchd.errors import ConfigError, DeliveryFailed
 from fluxwatchd.job import Job, Taken
 
@@ -44,7 +44,7 @@ class Delivery:
 
     def __init__(self, homes: Homes | None = None) -> None:
         self._homes = homes or Homes()
-        self._linked: dict[str, str] = {}
+        self._begun: dict[str, str] = {}
 
     def prepare(self, folder: Folder, *, inbox: bool = False) -> None:
         """Make the outbox, archive and failed folders where they are missing, and try them.
@@ -136,7 +136,7 @@ class Delivery:
             crashpoint("commit.picture-part-removed")
             files.remove(_record_part(staged), place)
             crashpoint("commit.done")  # a power loss may bring the parts back: recovery sweeps them
-        self._linked.pop(job.id, None)
+        self._begun.pop(job.id, None)
         picture = staged.directory / name
         return Delivered(
             picture, staged.directory / (name + names.RECORD), staged.size, staged.sha256
@@ -156,15 +156,15 @@ class Delivery:
     def discard(self, staged: Staged) -> None:
         """Remove a staged picture that will not be committed; no error if it is gone.
 
-        A commit that failed half way is undone.
+        A commit that failed half way is undone. Raises DeliveryFailed where that cannot be now.
         """
         job = staged.job
         with explained("write to", staged.directory), self._open(job.folder.outbox, job) as place:
-            if name := self._linked.pop(job.id, None):
-                files.remove(name, place)
-                files.remove(name + names.RECORD, place)
+            if name := self._begun.get(job.id):
+                self._undo(staged, name, place)
             files.remove(staged.part, place)
             files.remove(_record_part(staged), place)
+        self._begun.pop(job.id, None)
 
     def retire(self, job: Job | Taken, *, again: bool = False) -> Retired:
         """Take the source of a committed job out of the inbox, as the folder's on_success says.
@@ -185,7 +185,8 @@ class Delivery:
             if job.folder.on_success == "delete":
                 crashpoint("retire.before-delete")
                 try:
-                    moves.remove(job, source, found)
+                    with out_of(source.folder, job.source.parent):
+                        moves.remove(job, source, found)
                 except Replaced:
                     return Retired("replaced")
                 crashpoint("retire.deleted")
@@ -207,7 +208,7 @@ class Delivery:
                 return self._aside(job) or SetAside(outcome)
             root = job.folder.failed_path
             try:
-                with self._open(root, job) as place:
+                with self._open(root, job) as place, out_of(source.folder, job.source.parent):
                     name = aside.set_aside(job, source, found, place, record)
             except Replaced:
                 return SetAside("replaced")
@@ -228,6 +229,7 @@ class Delivery:
             job_id, original = _origin(relative.name, origin)
             error, wanted = relative.name + names.ERROR, names.split(original or relative.name)
             target = stack.enter_context(self._root(folder.inbox, relative.parent))
+            stack.enter_context(out_of(origin, path.parent))
             if found is not None and stat.S_ISREG(found.st_mode):
                 came = Taken(job_id, folder, relative, found.st_size, found.st_mtime_ns)
                 name = moves.move(came, source, found, target, names.numbered(*wanted))
@@ -244,38 +246,53 @@ class Delivery:
 
     def _linked_before(self, staged: Staged, place: int) -> str | None:
         """The name that an earlier try of this commit gave, if both files still lie there."""
-        name = self._linked.get(staged.job.id)
-        if name is None:
+        name = self._begun.get(staged.job.id)
+        if name is None or not _is_our_record(staged, name, place):
             return None
-        found = files.status(name, place)
-        record = files.status(name + names.RECORD, place)
-        if record and found and stat.S_ISREG(found.st_mode) and found.st_size == staged.size:
-            return name
-        del self._linked[staged.job.id]
-        return None
+        return name if _is_our_picture(staged, name, place) else None
 
     def _link_both(self, staged: Staged, record: Callable[[str], Record], place: int) -> str:
-        """Give sidecar and picture the first name that is free for both."""
+        """Give sidecar and picture the first name that is free for both.
+
+        A name that an earlier try gave to one of them is free: a share may have answered with an
+        error and done it all the same.
+        """
         stem = names.split(staged.job.relative.name)[0]
-        part = _record_part(staged)
         for name in names.numbered(stem, staged.suffix, names.RECORD):
-            if files.status(name, place) or files.status(name + names.RECORD, place):
+            is_linked = _is_our_picture(staged, name, place)
+            if not is_linked and files.status(name, place):
                 continue
-            crashpoint("commit.before-record")
-            records.write_record(part, place, record(name))
-            crashpoint("commit.record-synced")
-            try:
-                files.link_new(part, name + names.RECORD, place)
-            except FileExistsError:  # taken since we looked
+            self._begun[staged.job.id] = name
+            if not self._link_record(staged, name, record, place):
+                if is_linked:
+                    files.remove(name, place)
                 continue
-            crashpoint("commit.record-linked")
-            trees.sync_folder(place)  # no picture without its record, even where the power fails
-            crashpoint("commit.record-name-synced")
-            if self._link_picture(staged, name, place):
-                self._linked[staged.job.id] = name
+            if is_linked or self._link_picture(staged, name, place):
                 crashpoint("commit.picture-linked")
                 return name
         raise AssertionError("names never end")
+
+    def _link_record(
+        self, staged: Staged, name: str, record: Callable[[str], Record], place: int
+    ) -> bool:
+        """The sidecar first, so that no picture lacks one. False if its name is taken."""
+        if files.status(name + names.RECORD, place):
+            if not _is_our_record(staged, name, place):
+                return False
+            trees.sync_folder(place)  # the try that linked it may have failed at that
+            return True
+        part = _record_part(staged)
+        crashpoint("commit.before-record")
+        records.write_record(part, place, record(name))
+        crashpoint("commit.record-synced")
+        try:
+            files.link_new(part, name + names.RECORD, place)
+        except FileExistsError:  # taken since we looked
+            return False
+        crashpoint("commit.record-linked")
+        trees.sync_folder(place)  # no picture without its record, even where the power fails
+        crashpoint("commit.record-name-synced")
+        return True
 
     def _link_picture(self, staged: Staged, name: str, place: int) -> bool:
         """The commit itself; without it the sidecar goes again. False if the name is taken."""
@@ -285,14 +302,23 @@ class Delivery:
             files.remove(name + names.RECORD, place)
             return False
         except OSError:
-            files.remove(name + names.RECORD, place)
+            if files.status(name, place) is None:
+                files.remove(name + names.RECORD, place)
             raise
         return True
+
+    def _undo(self, staged: Staged, name: str, place: int) -> None:
+        """Take back the names that a commit gave; they are off the disk before its parts are."""
+        if _is_our_picture(staged, name, place):
+            files.remove(name, place)
+        if _is_our_record(staged, name, place):
+            files.remove(name + names.RECORD, place)
+        trees.sync_folder(place)
 
     def _archive(self, job: Job | Taken, source: Place, found: os.stat_result) -> Retired:
         root = job.folder.archive_path
         try:
-            with self._open(root, job) as place:
+            with self._open(root, job) as place, out_of(source.folder, job.source.parent):
                 wanted = names.numbered(*names.split(job.relative.name))
                 name = moves.move(job, source, found, place, wanted)
         except Replaced:
@@ -356,6 +382,26 @@ class Delivery:
 def _record_part(staged: Staged) -> str:
     name = names.split(staged.job.relative.name)[0] + staged.suffix
     return names.record_part(name, staged.job.id)
+
+
+def _is_our_record(staged: Staged, name: str, place: int) -> bool:
+    """Whether the sidecar beside that name tells of this very job."""
+    record = records.read_record(name + names.RECORD, place)
+    return record is not None and record.get("job_id") == staged.job.id
+
+
+def _is_our_picture(staged: Staged, name: str, place: int) -> bool:
+    """Whether the staged picture lies under that name.
+
+    Where there are no links its temporary name is gone by then: its record and its content tell.
+    """
+    found = files.status(name, place)
+    if found is None or not stat.S_ISREG(found.st_mode) or found.st_size != staged.size:
+        return False
+    part = files.status(staged.part, place)
+    if part is not None:
+        return files.same_file(part, found)
+    return _is_our_record(staged, name, place) and files.digest_of(name, place) == staged.sha256
 
 
 @contextlib.contextmanager

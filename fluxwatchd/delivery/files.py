@@ -70,20 +70,26 @@ def same_file(one: os.stat_result | None, other: os.stat_result | None) -> bool:
 def link_new(part: str, name: str, folder: int) -> bool:
     """Give a temporary file its final name, which must be free; True if the part is still there.
 
-    By link(2), or where the filesystem has no hard links by renaming. A link whose answer the
-    network lost and that is tried again counts as made. Raises FileExistsError, OSError.
+    By link(2), or where the filesystem has no hard links by renaming. A share may do either and
+    then answer with an error, or with one at the second try alone: it counts as made where the
+    file lies under its name. Raises FileExistsError, OSError.
     """
+    own = status(part, folder)
     try:
         os.link(part, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-    except FileExistsError:
-        if not same_file(status(part, folder), status(name, folder)):
-            raise
     except OSError as error:
         if error.errno not in NO_LINKS:
-            raise
+            if not same_file(own, status(name, folder)):
+                raise
+            return True
+    else:
+        return True
+    try:
         rename_new(part, folder, name, folder)
-        return False
-    return True
+    except OSError:
+        if not same_file(own, status(name, folder)):
+            raise
+    return False
 
 
 def rename_new(source: str, source_folder: int, target: str, target_folder: int) -> None:

@@ -3,6 +3,7 @@
 =====================================  ===========================================================
 temporary picture only                 removed; the picture is made again
 sidecar linked, its picture not        picture linked from its whole part, else both removed
+both linked, but the job given back    both removed; the picture is made again
 copy to another device, original there removed; a move goes on by itself
 copy, original gone or another's       named, if it is whole; removed if not
 original hidden for its removal        gets its name back
@@ -19,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -34,6 +35,7 @@ ABANDONED: Final = 86400.0
 """Seconds after which a temporary file of an unknown job is nobody's."""
 
 LONE: Final = "a sidecar without its picture"
+UNWANTED: Final = "the result of a picture that was given back, and is made again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,24 +96,26 @@ class Claim:
         if left.job_id in self.busy:
             return False
         run = self.ledger.run(left.job_id)
-        if run is None:
-            return self.now - found.st_mtime > ABANDONED
+        if run is None:  # by its change time: a copy has its original's modification time
+            return self.now - found.st_ctime > ABANDONED
         return run.inbox == self.folder.inbox
 
 
-def leftovers(folder: Folder) -> Iterator[Leftover]:
+def leftovers(folder: Folder, beat: Callable[[], None] = lambda: None) -> Iterator[Leftover]:
     """Every temporary file in a folder's outbox, archive, failed folder and inbox.
 
+    ``beat`` is called at every folder: there may be many.
     Raises OSError where one of these cannot be looked into at all; where one is missing, or a
     folder below may not be read, none of ours lies there.
     """
     for root in (folder.outbox, folder.archive_path, folder.failed_path, folder.inbox):
-        yield from _below(root, folder.recursive)
+        yield from _below(root, folder.recursive, beat)
 
 
-def _below(root: Path, recursive: bool) -> Iterator[Leftover]:
+def _below(root: Path, recursive: bool, beat: Callable[[], None]) -> Iterator[Leftover]:
     waiting = [Path()]
     while waiting:
+        beat()
         below = waiting.pop()
         try:
             place = trees.open_folder(root, below)
@@ -212,9 +216,10 @@ def _complete(left: Leftover, run: Run | None, place: int) -> Iterator[Action]:
     if linked is None:
         return
     picture, record = linked
-    if records.holds(picture, record, place):
-        return
     given_back = run is not None and run.state in ("interrupted", "failed")
+    is_whole = records.holds(picture, record, place)
+    if is_whole and not given_back:
+        return
     is_free = files.status(picture, place) is None
     if is_free and not given_back and records.holds(left.file, record, place):
         trees.sync_folder(place)
@@ -222,9 +227,12 @@ def _complete(left: Leftover, run: Run | None, place: int) -> Iterator[Action]:
         trees.sync_folder(place)
         yield Action("completed", left.path.with_name(picture), "its sidecar was there already")
         return
+    if is_whole:
+        files.remove(picture, place)
     files.remove(picture + names.RECORD, place)
     trees.sync_folder(place)
-    yield Action("removed", left.path.with_name(picture + names.RECORD), LONE)
+    lone, text = (picture, UNWANTED) if is_whole else (picture + names.RECORD, LONE)
+    yield Action("removed", left.path.with_name(lone), text)
 
 
 # copies to another device

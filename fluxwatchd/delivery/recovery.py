@@ -65,18 +65,20 @@ def recover(
     clock: Callable[[], float] = time.time,
     *,
     busy: frozenset[str] = frozenset(),
+    beat: Callable[[], None] = lambda: None,
 ) -> Recovered:
     """Bring every half-made delivery of a folder to its end; say what was done.
 
     Raises DeliveryFailed if the folder cannot be looked into now: recover again when it can.
     Running it twice does no more than once. ``clock`` gives s since the epoch. ``busy`` are the ids
-    of jobs under way in this process: nothing of theirs is touched.
+    of jobs under way in this process: nothing of theirs is touched. ``beat`` is called at every
+    step, folder or job: many of them take a while.
     """
     crashpoint("recover.before")
     claim = Claim(folder, ledger, busy, clock())
     with explained("look for half-made deliveries of", folder.inbox):
         folder.inbox.stat()  # where that is not there, no source can be said to be gone
-        found = tuple(leftovers.leftovers(folder))
+        found = tuple(leftovers.leftovers(folder, beat))
     open_runs = {
         run.id: run
         for runs in (ledger.interrupted_runs(), ledger.unretired(), ledger.not_set_aside())
@@ -87,6 +89,7 @@ def recover(
     crashpoint("recover.swept")
     unsettled = []
     for run in open_runs.values():
+        beat()
         work = _Work(delivery, claim, run, tuple(one for one in found if one.job_id == run.id))
         try:
             actions.extend(work.again())

@@ -36,6 +36,8 @@ CANARY: Final = ".fluxwatchd-canary-"
 CANARY_WAIT: Final = 5.0
 CANARY_EVERY: Final = 900.0
 TICK: Final = 1.0
+STOP_PATIENCE: Final = 15.0
+"""Seconds that a stop waits for the watches to end: more than a canary is waited for."""
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 300.0
 
@@ -72,10 +74,10 @@ class Watcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """End all threads; no wake comes after it returns."""
+        """End all threads; no wake comes after it returns, unless a share does not answer."""
         self._stop.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(STOP_PATIENCE)
 
     def replace(self, folders: Iterable[Folder]) -> None:
         """Watch these folders from now on (after a reload)."""

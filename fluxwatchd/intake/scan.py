@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
@@ -63,17 +63,17 @@ class Scan:
     mount: str = ""
 
 
-def scan(folder: Folder, last: Scan | None = None) -> Scan:
+def scan(folder: Folder, last: Scan | None = None, beat: Callable[[], None] = lambda: None) -> Scan:
     """Look through an inbox once; never follows a symbolic link, never raises OSError.
 
     Give the ``last`` scan of the same folder to have an unmounted share told from an emptied
-    folder: its state is ``missing`` then.
+    folder: its state is ``missing`` then. ``beat`` is called at every folder and file.
     """
     mount = mount_of(folder.inbox).point
     if last and last.mount and last.mount != mount and is_below(last.mount, mount):
         problem = f"{printable(last.mount)} is no longer mounted"
         return Scan("missing", problems=(problem,), mount=last.mount)
-    look = _Look(folder)
+    look = _Look(folder, beat)
     try:
         look.through()
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -102,8 +102,8 @@ def open_source(folder: Folder, relative: Path) -> int:
 class _Look:
     """One pass through an inbox, folder by folder, without recursion."""
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+    def __init__(self, folder: Folder, beat: Callable[[], None]) -> None:
+        self._folder, self._beat = folder, beat
         self._rules = Rules(folder.ignore)
         self._last: tuple[str, int] | None = None
         self.entries: list[Entry] = []
@@ -116,6 +116,7 @@ class _Look:
         try:
             while waiting:
                 below = waiting.pop()
+                self._beat()
                 try:
                     waiting.extend(self._one_folder(below))
                 except OSError as error:
@@ -131,6 +132,7 @@ class _Look:
         prefix = f"{below}/" if below else ""
         with os.scandir(self._enter(below)) as listing:
             for item in listing:
+                self._beat()
                 name = prefix + item.name
                 reason = self._rules.reason(item.name, name)
                 if item.is_symlink():

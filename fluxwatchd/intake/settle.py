@@ -32,7 +32,8 @@ TOGETHER: Final = 0.05
 class Settled:
     """What can be worked on now, and when to look again.
 
-    ``ready`` keeps the scan's order. ``hopeless`` have been empty for all of settle_timeout.
+    ``ready`` keeps the scan's order. ``hopeless`` have been empty for all of settle_timeout, and
+    are not put off.
     ``due`` is in seconds from the look at hand; None if nothing is waiting to settle.
     """
 
@@ -122,7 +123,7 @@ class Settler:
     def _due(self, quiet: _Quiet) -> float:
         """When a file can be worked on, or given up, if it does not change."""
         if not quiet.entry.size:
-            return quiet.since + max(self._timeout, self._seconds)
+            return max(quiet.since + max(self._timeout, self._seconds), quiet.not_before)
         return max(quiet.since + self._seconds, quiet.not_before)
 
 

@@ -64,6 +64,7 @@ class Machine:
         self.process: subprocess.Popen[bytes] | None = None
         self.leader = 0
         self.console = root.with_name(root.name + ".console")
+        self._cursor = ""
 
     def boot(self, patience: float = 240) -> None:
         """Copy the tree, bind the Python in, boot, and wait until systemd has started all."""
@@ -112,8 +113,15 @@ class Machine:
         return self.run("systemctl", "show", "--property", name, "--value", unit).strip()
 
     def journal(self, unit: str) -> str:
-        """What a unit and systemd said about it."""
-        return self.run("journalctl", "--no-pager", "--output=short", "--unit", unit)
+        """What a unit and systemd said about it, since forget() if that was called."""
+        self.run("journalctl", "--sync")  # what was said a moment ago may still be on its way
+        since = ("--after-cursor", self._cursor) if self._cursor else ()
+        return self.run("journalctl", "--no-pager", "--output=short", *since, "--unit", unit)
+
+    def forget(self) -> None:
+        """What the journal has by now is of no more interest."""
+        said = self.run("journalctl", "--no-pager", "--quiet", "--lines=1", "--show-cursor")
+        self._cursor = said.rpartition("-- cursor: ")[2].strip()
 
     def until(self, condition: Callable[[], Any], what: str, patience: float = 120) -> Any:
         """What ``condition`` gives as soon as that is true; fails if it never is."""

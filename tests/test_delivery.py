@@ -529,6 +529,22 @@ def test_what_is_put_back_is_not_put_over_a_third(tmp_path, at):
     assert everything(tmp_path / "in") == {"sub/photo.jpg": b"a third", "sub/photo.2.jpg": OTHER}
 
 
+def test_a_source_that_could_be_hidden_and_not_removed_goes_at_the_next_try(tmp_path, monkeypatch):
+    room = Room(tmp_path, on_success="delete")
+    job = room.drop()
+
+    def refuse(name: str, *, dir_fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error", name)
+
+    with monkeypatch.context() as broken:
+        broken.setattr("fluxwatchd.delivery.moves.os.unlink", refuse)
+        with pytest.raises(DeliveryFailed, match="Input/output"):
+            room.delivery.retire(job)
+
+    assert room.delivery.retire(job, again=True).outcome == "deleted"
+    assert everything(tmp_path / "in") == {}
+
+
 def test_a_failed_source_replaced_after_its_copy_keeps_its_record(tmp_path, other_disk, at):
     room = Room(tmp_path, failed=other_disk / "failed")
     job = room.drop()

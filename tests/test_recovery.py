@@ -179,6 +179,53 @@ def test_a_source_that_was_hidden_for_its_deletion_is_deleted(tmp_path, journal)
     assert outcome(journal, job) == "deleted"
 
 
+@pytest.mark.parametrize("across", [False, True], ids=["delete", "across"])
+def test_a_source_under_both_names_of_its_removal_leaves_once(tmp_path, there, journal, across):
+    """A power loss kept the name that a renaming gave, and did not take the old one."""
+    how = {"archive": there / "archive"} if across else {"on_success": "delete"}
+    room = Room(tmp_path, **how)
+    job = delivered(room, journal)
+    if across:
+        put(there / "archive/sub/photo.jpg", SOURCE, like=job)
+        part = there / "archive/sub" / names.part_name("photo.jpg", job.id)
+        part.hardlink_to(there / "archive/sub/photo.jpg")
+    (tmp_path / "in/sub" / names.hidden_name("photo.jpg", job.id)).hardlink_to(job.source)
+
+    recover(room.delivery, room.folder, journal)
+
+    assert everything(tmp_path / "in") == {}
+    assert everything(there) == ({"archive/sub/photo.jpg": SOURCE} if across else {})
+    assert outcome(journal, job) == ("archived" if across else "deleted")
+
+
+def test_a_source_of_a_job_that_is_over_is_put_back_under_one_name(tmp_path, journal):
+    """The hidden name came back after all was journalled: nobody's now, and not two pictures."""
+    room = Room(tmp_path, on_success="delete")
+    job = delivered(room, journal)
+    journal.retired(job.id, "deleted", None)
+    (tmp_path / "in/sub" / names.hidden_name("photo.jpg", job.id)).hardlink_to(job.source)
+
+    recover(room.delivery, room.folder, journal)
+
+    assert everything(tmp_path / "in") == {"sub/photo.jpg": SOURCE}
+
+
+@pytest.mark.parametrize("content", [OTHER, SOURCE], ids=["another", "the same again"])
+def test_a_file_dropped_over_a_hidden_source_stays_and_the_source_leaves(
+    tmp_path, journal, content
+):
+    """The source is this job's under any name; what took its name is a picture of its own."""
+    room = Room(tmp_path, on_success="delete")
+    job = delivered(room, journal)
+    job.source.rename(tmp_path / "in/sub" / names.hidden_name("photo.jpg", job.id))
+    put(job.source, content)
+
+    recover(room.delivery, room.folder, journal)
+
+    assert everything(tmp_path / "in") == {"sub/photo.jpg": content}
+    assert outcome(journal, job) == "deleted"
+
+
 def test_a_file_brought_back_from_another_device_is_there_once(tmp_path, there, journal):
     """Killed when the copy had its name in the inbox and the original still lay in failed."""
     room = Room(tmp_path, failed=there / "failed")

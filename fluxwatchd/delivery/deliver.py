@@ -355,10 +355,14 @@ class Delivery:
 
     @contextlib.contextmanager
     def _still_there(self, job: Job | Taken) -> Iterator[Place | None]:
-        """The source's place; OSError where its share is gone, which is not the file's end."""
+        """The source's place; OSError where its share is gone, which is not the file's end.
+
+        Where an earlier try hid the source and got no further, it is brought back first: under
+        another name if somebody took its own, and it is still this job's.
+        """
         self._homes.check(job.folder.inbox)
         with source_of(job) as source:
-            yield source
+            yield source and moves.unhide(job, source)
 
     def _open(self, root: Path, job: Job | Taken) -> contextlib.AbstractContextManager[int]:
         """The folder below ``root`` that mirrors the job's place in the inbox."""

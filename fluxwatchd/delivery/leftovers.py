@@ -6,7 +6,7 @@ sidecar linked, its picture not        picture linked from its whole part, else 
 both linked, but the job given back    both removed; the picture is made again
 copy to another device, original there removed; a move goes on by itself
 copy, original gone or another's       named, if it is whole; removed if not
-original hidden for its removal        gets its name back
+original hidden for its removal        gets its name back; keeps one where it has both
 =====================================  ===========================================================
 
 What is whole is told by the hash in the journal; where the journal does not know it, by size and

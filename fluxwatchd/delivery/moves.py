@@ -124,7 +124,7 @@ def remove(job: Job | Taken, source: Place, found: os.stat_result) -> None:
 
     It first gets a temporary name, under which nobody replaces it, and is looked at once more.
     Where a filesystem cannot rename without overwriting, it is looked at just before. A crash in
-    between leaves the hidden file, which recovery brings back (put_back). Raises Replaced (also
+    between leaves the hidden file, which the next try brings back (unhide). Raises Replaced (also
     where nothing lies there any more), OSError.
     """
     hidden = Place(source.folder, names.hidden_name(source.name, job.id))
@@ -142,6 +142,17 @@ def remove(job: Job | Taken, source: Place, found: os.stat_result) -> None:
         put_back(hidden, source)
         raise Replaced
     os.unlink(hidden.name, dir_fd=hidden.folder)
+
+
+def unhide(job: Job | Taken, source: Place) -> Place:
+    """Where a source lies: under its name, or another where an earlier remove() left it hidden.
+
+    That one gets its name back, or the next one that is free. Raises OSError.
+    """
+    hidden = Place(source.folder, names.hidden_name(source.name, job.id))
+    if hidden.status() is None:
+        return source
+    return Place(source.folder, put_back(hidden, source))
 
 
 def _remove_in_sight(job: Job | Taken, source: Place, found: os.stat_result) -> None:
@@ -168,13 +179,17 @@ def _mark(status: os.stat_result) -> tuple[int, ...]:
 def put_back(moved: Place, source: Place) -> str:
     """Undo a renaming: give the file its name again, or the next one that is free; which it was.
 
-    Whoever took the name meanwhile keeps it. Raises OSError.
+    Whoever took the name meanwhile keeps it. A file that a power loss left under both names of a
+    renaming loses the other one: it must not become two. Raises OSError.
     """
     for name in names.numbered(*names.split(source.name)):
+        target = Place(source.folder, name)
         try:
-            _rename(moved, Place(source.folder, name))
-        except FileExistsError:
-            continue
+            _rename(moved, target)
+        except FileExistsError as error:
+            if not _is_torn(error, moved, target):
+                continue
+            files.remove(moved.name, moved.folder)
         trees.sync_folder(source.folder)
         return name
     raise AssertionError("names never end")

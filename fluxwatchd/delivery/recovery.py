@@ -138,7 +138,8 @@ class _Work:
     def _settle(self) -> Iterator[Action]:
         ledger, run_id = self.claim.ledger, self.run.id
         for one in self.found:
-            yield from leftovers.settle(one, self.claim)
+            if not one.hidden:  # retire() and fail() know whose it is, whatever took its name
+                yield from leftovers.settle(one, self.claim)
         if self._state() in ("running", "delivering"):
             yield from self._tell_delivered()
         crashpoint("recover.delivered")

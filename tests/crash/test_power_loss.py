@@ -96,10 +96,11 @@ class Journals:
         for contents in set(itertools.product(*(_contents(disk, name) for name in names))):
             key = tuple(hashlib.sha256(c).digest() if c is not None else c for c in contents)
             if key not in self.read:
-                self.read[key] = self._open(contents)
+                self.read[key] = self.says(contents)
             yield self.read[key]
 
-    def _open(self, contents: Sequence[bytes | None]) -> State:
+    def says(self, contents: Sequence[bytes | None]) -> State:
+        """What a journal says whose files have these contents."""
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             path = Path(folder) / self.path.name
             for end, content in zip(("", "-wal", "-journal"), contents, strict=True):
@@ -598,13 +599,80 @@ def test_what_a_power_loss_leaves_is_brought_to_its_end(
     for number, event in enumerate(trace):
         disk.do(event)
         if number in ends:
-            place.rebuild(disk.lose(dice), times)
-            assert place.house.run() in (0, 1), place.house.said()
-            place.settled(scene)
+            left = disk.lose(dice)
+            with explained(trace[: number + 1], left, scene, place.house, elsewhere):
+                place.rebuild(left, times)
+                assert place.house.run() in (0, 1)
+                place.settled(scene)
     with capsys.disabled():
         print(
             f"\npower loss, sources {mode}: {LOSSES} starts from what was left, all accounted for"
         )
+
+
+@needs_strace
+@pytest.mark.parametrize("mode", ["delete", "across"])
+def test_a_source_left_under_both_names_of_its_removal_has_one_result(
+    tmp_path: Path, elsewhere: Path, mode: str
+) -> None:
+    """A rename may leave both names; the same photo dropped once more is a picture of its own."""
+    place = street(tmp_path, mode, elsewhere if mode == "across" else None)
+    place.arrive(name := "some/where/deep.png")
+    photo = place.house.inbox / name
+    times = {photo: photo.stat().st_mtime_ns}
+    trace = place.run(tmp_path / "trace")
+    scene = place.scene()
+    disk = Disk(place.folders, place.before)
+    hidden = next(
+        number
+        for number, event in enumerate(trace)
+        if isinstance(event.step, Rename) and event.step.old == photo
+    )
+    done = trace[: hidden + 1]
+    for event in done:
+        disk.do(event)
+    names = {photo, done[-1].step.new}
+    dice = random.Random(mode)
+    losses = (disk.lose(dice) for _ in itertools.count())
+    left = next(loss for loss in losses if names <= {path for path, _, _ in loss})
+
+    with explained(done, left, scene, place.house, elsewhere):
+        place.rebuild(left, times)
+        assert place.house.run() == 0
+        place.settled(scene)
+
+    place.house.drop(name)
+    assert place.house.run() == 0
+    again = place.house.record("some/where/deep.2.png")
+    assert again["copied_from"]["path"] == str(place.house.outbox / name)
+    assert not photo.exists()
+
+
+@contextlib.contextmanager
+def explained(
+    done: Sequence[Event],
+    left: Iterable[tuple[Path, Node, bytes | None]],
+    scene: Scene,
+    house: House,
+    scratch: Path,
+) -> Iterator[None]:
+    """Say with what fails at which step the power went, what it left, and what the daemon said."""
+    files = {path: content for path, _, content in left if content is not None}
+    journal = [
+        files.get(Path(f"{scene.state / FILE_NAME}{end}")) for end in ("", "-wal", "-journal")
+    ]
+    said = len(house.said())
+    try:
+        yield
+    except AssertionError as error:
+        told = [
+            *("the power went after:", *(f"{event.step!s:.200}" for event in done[-5:])),
+            *("it left:", *map(str, files)),
+            *("its journal:", str(Journals(scene.state, scratch).says(journal))),
+            *("the daemon, started from that:", house.said()[said:]),
+        ]
+        error.add_note("\n".join(told))
+        raise
 
 
 KILLS = [

@@ -198,9 +198,9 @@ def backlog(root: Path, model: Path, plan: str, count: int, side: int) -> dict[s
         picture = small.resize((side, side), Image.Resampling.BICUBIC)
         picture.save(root / "inbox" / f"{i:02d}.png")
     with _watched() as seen:
-        assert daemon.serve(load(root / "config.toml"), until_idle=True) == 0
+        if daemon.serve(load(root / "config.toml"), until_idle=True):
+            raise RuntimeError("the daemon did not do every picture")
     records = [json.loads(f.read_text()) for f in (root / "outbox").glob("*.json")]
-    assert len(records) == count
     start = min(_time(record["started"]) for record in records)
     end = max(_time(record["finished"]) for record in records)
     output = count * (4 * side) ** 2 / 1e6
@@ -238,7 +238,7 @@ def start_up(root: Path) -> float:
     """Seconds that `run --until-idle` takes on empty folders: to READY, and to its end."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "fluxwatchd", "run", "--until-idle", "--config"]
-    subprocess.run([*command, str(root / "config.toml")], check=True)
+    subprocess.run([*command, str(root / "config.toml")], check=True)  # noqa: S603 # ourselves
     return time.perf_counter() - start
 
 

@@ -386,11 +386,10 @@ def busy_share(work: Callable[[], object], device: str) -> float | None:
 def kernels(seen: Any) -> list[tuple[float, float]]:
     """When the device was at work, s: beginnings and ends, by a torch.profiler that has ended."""
     events = seen.profiler.kineto_results.events()
-    cuda = torch.autograd.DeviceType.CUDA
     return [
         (event.start_ns() / 1e9, (event.start_ns() + event.duration_ns()) / 1e9)
         for event in events
-        if event.device_type() == cuda
+        if event.device_type().name == "CUDA"
     ]
 
 

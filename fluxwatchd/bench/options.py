@@ -52,6 +52,8 @@ save_option = click.option(
 
 
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
+Option = Callable[[Callable[..., None]], Callable[..., None]]
+"""What adds an option to a command."""
 IMAGES: Mapping[str, Any] = MappingProxyType(
     {"type": click.Path(path_type=Path), "help": "Their folder."}
 )
@@ -67,10 +69,11 @@ COMMON = (
 
 def common(command: Callable[..., None]) -> Callable[..., None]:
     """The options of every measurement, before its own."""
-    return with_images(click.option("--images", **IMAGES, required=True))(command)
+    images: Option = click.option("--images", **IMAGES, required=True)
+    return with_images(images)(command)
 
 
-def with_images(images: Callable[..., Any]) -> Callable[..., Any]:
+def with_images(images: Option) -> Option:
     """The same for a measurement with an option ``images`` of its own."""
 
     def add(command: Callable[..., None]) -> Callable[..., None]:

@@ -170,10 +170,7 @@ def upscale(
 
     # 10. finish: alpha, depth and metadata back on
     with away(), clock("finish"):
-        beat("finish", 0, 1)
-        done = finish(picture, image, alpha)
-        strayed = color.shift(image, base)
-        beat("finish", 1, 1)
+        done, strayed = _finish(picture, image, alpha, base=base, beat=beat)
     return Upscaled(
         picture=done,
         sigmas=plan.sigmas[:-1],
@@ -187,6 +184,17 @@ def upscale(
         color_shift=strayed,
         extra={**_extra(again, anchor), **keeper.told()},
     )
+
+
+def _finish(
+    picture: Picture, image: Floats, alpha: Floats | None, *, base: Floats, beat: Beat
+) -> tuple[Picture, float]:
+    """The result as a picture like its source, and how far its colours strayed from ``base``'s."""
+    beat("finish", 0, 1)
+    done = finish(picture, image, alpha)
+    strayed = color.shift(image, base)
+    beat("finish", 1, 1)
+    return done, strayed
 
 
 def _extra(again: Sequence[int], anchor: Anchor | None) -> dict[str, object]:

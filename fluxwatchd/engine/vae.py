@@ -156,8 +156,9 @@ def _encode(vae: Vae, pixels: Floats, side: int, beat: Beat) -> Tensor:
 
 
 def _decode(vae: Vae, latents: Tensor, side: int, beat: Beat) -> Floats:
-    height, width = (side * vae.factor for side in latents.shape[1:])
-    windows = _windows(vae, *latents.shape[1:], side)
+    rows, columns = latents.shape[1:]
+    height, width = rows * vae.factor, columns * vae.factor
+    windows = _windows(vae, rows, columns, side)
     home = vae.device if _has_room(vae.device, 12 * height * width) else torch.device("cpu")
     out = torch.zeros(height, width, 3, device=home)
     for tile, weight in _walk(windows, vae.factor, "decode", beat):

@@ -90,8 +90,8 @@ class Station:
     def try_out(self, trial: Trial, pulse: Pulse) -> FluxwatchdError | None:
         """Once no picture is worked on: all of it works, or what was there is as it was."""
         with self._state:
+            self._state.wait_for(lambda: self._at_work == 0)
             if self._tried is None or self._tried[0] is not trial:
-                self._state.wait_for(lambda: self._at_work == 0)
                 with _loading(pulse):
                     self._tried = (trial, self._try(trial, pulse))
             return self._tried[1]

@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 # twenty times as long (measured). libgomp reads this once, when torch loads it.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Weights that are read wide and kept as float8 leave holes in a GPU's memory: in segments that
-# cannot grow, 14 GB of them did not fit into 24. The allocator reads this when torch starts.
-os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-
 
 class Beat(Protocol):
     """Called by the engine between tile batches, VAE windows and loaded parts.

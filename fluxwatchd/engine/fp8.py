@@ -87,12 +87,12 @@ def squeeze(transformer: nn.Module, *, products: bool = False) -> int:
     ``products``: see :class:`Float8Linear`.
     """
     found = [
-        (parent, name, child)
+        (parent, name)
         for path, parent in transformer.named_modules()
         if BLOCKS in path
         for name, child in parent.named_children()
         if isinstance(child, nn.Linear) and "lora_" not in path
     ]
-    for parent, name, child in found:
-        setattr(parent, name, Float8Linear(child, products=products))
+    for parent, name in found:  # one is there twice at a time, not all
+        setattr(parent, name, Float8Linear(getattr(parent, name), products=products))
     return len(found)

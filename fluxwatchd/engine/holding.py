@@ -142,11 +142,12 @@ def fill(
 ) -> nn.Module:
     """Read every weight of ``module`` (made on the meta device) to where ``holding`` wants it.
 
-    One tensor after the other: the host never holds more than one of them twice. ``tick`` is
-    called with the modules done and in all. Raises ConfigError for a file that fails under way.
+    One tensor after the other: neither host nor device holds more than one of them twice. ``tick``
+    is called with the modules done and in all. Raises ConfigError for a file that fails under way.
     """
-    found = list(module.named_modules())
-    for done, (path, owner) in enumerate(found):
+    found = [path for path, _ in module.named_modules()]  # no modules: what is replaced must go
+    for done, path in enumerate(found):
+        owner = module.get_submodule(path)
         for name, _ in list(owner.named_parameters(recurse=False)):
             weight = state[f"{path}.{name}" if path else name]
             tensor = read(weight, dtype, holding.home(path))

@@ -628,3 +628,32 @@ def test_a_drift_map_is_the_mean_of_the_tiles_that_cover_a_pixel():
     assert np.allclose(driftmap.drift_map(made)[0], [0.2, 0.2, 0.3, 0.3, 0.4, 0.4])
     with pytest.raises(ConfigError):
         driftmap.drift_map(replace(made, dino=DinoRecord(reason="none")))
+
+
+def test_flux_is_timed_without_a_checkpoint_beside_diffusers(tmp_path):
+    command = [
+        *(sys.executable, "-m", "fluxwatchd", "bench", "speed", "--random-weights", "--tiny"),
+        *("--device", "cpu", "--side", "32", "--scale", "2", "--rounds", "1", "--steps", "1"),
+        *("--plan", "resident", "--plan", "fp8", "--save", str(tmp_path / "report")),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    report = json.loads((tmp_path / "report.json").read_text())["report"]
+    ways = {one["case"]["plan"]: one for one in report["timed"]}
+    assert ways.keys() == {"diffusers", "resident", "fp8"}
+    assert all(one["output"] > 0 for one in ways.values())
+    assert ways["resident"]["stages"]["denoise"] > 0
+    assert 0 <= report["error"] < 0.2
+    assert "times diffusers" in (tmp_path / "report.md").read_text()
+
+
+def test_the_time_that_kernels_cover_counts_overlaps_once():
+    from fluxwatchd.bench.fluxspeed import covered
+
+    assert covered([]) == 0
+    assert covered([(5, 6), (0, 2), (1, 3), (1.5, 1.6)]) == pytest.approx(4)
+
+
+def test_diffusers_tiles_cover_a_side_to_its_end():
+    from fluxwatchd.bench.peerflux import places
+
+    assert places(2048) == [0, 896, 1024] and places(1024) == [0] and places(700) == [0]

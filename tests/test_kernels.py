@@ -12,7 +12,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fluxwatchd.engine import flux, fp8, holding, kernels, loading, plans, silent, tiles, vae
+from fluxwatchd.config import EngineSettings, Profile
+from fluxwatchd.engine import (
+    flux,
+    fp8,
+    health,
+    holding,
+    kernels,
+    loading,
+    plans,
+    silent,
+    tiles,
+    toolchain,
+    vae,
+)
 from fluxwatchd.engine.flux import Text
 from fluxwatchd.engine.streaming import Stream
 from fluxwatchd.engine.weights import held
@@ -194,5 +207,9 @@ def test_attention_is_chosen_among_what_works_here():
 def test_what_is_missing_for_a_compiler_is_told(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    assert "compiler" in kernels.missing_tools()
-    assert next(iter(kernels.reasons("resident", CPU)), None) is not None
+    assert "compiler" in toolchain.missing()
+    assert "there is no C compiler" in [*kernels.reasons("resident", torch.device("cuda"))]
+    flux_on_gpu = [Profile(variant="schnell").resolved()]
+    (finding,) = health._compiler(EngineSettings(), flux_on_gpu)
+    assert "no C compiler" in finding.said and "apt install" in finding.remedy
+    assert not [*health._compiler(EngineSettings(compile="off"), flux_on_gpu)]

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from fluxwatchd.config import EngineSettings, Profile
-from fluxwatchd.engine import contents, eyeplaces, hub, memory, places, plans
+from fluxwatchd.engine import contents, eyeplaces, hub, memory, places, plans, toolchain
 from fluxwatchd.engine.contents import GGUF_EXTRA, Contents
 from fluxwatchd.engine.places import Parts
 from fluxwatchd.engine.plans import gigabytes
@@ -48,6 +48,8 @@ def look(settings: EngineSettings, profiles: Sequence[Profile]) -> Iterator[Find
         devices += [device] if device else []
         yield finding
     yield _host()
+    if any(device != "cpu" for device in devices):
+        yield from _compiler(settings, modelled)
     seen = set()
     for profile in modelled:
         dino = (profile.dino_mode, profile.dino_strength, profile.dino_encoder)
@@ -111,6 +113,18 @@ def driver() -> str:
         return "not known"
     numbers = [word for word in words if word[:1].isdigit() and word.count(".") >= 1]
     return numbers[0] if numbers else "not known"
+
+
+def _compiler(settings: EngineSettings, profiles: Sequence[Profile]) -> Iterator[Finding]:
+    """Whether FLUX.1 can be compiled, where it would be."""
+    if settings.compile == "off" or not any(profile.kind.has_text for profile in profiles):
+        return
+    lacking = toolchain.missing()
+    if lacking is None:
+        yield Finding("compiler", "FLUX.1 will be compiled when it is first loaded")
+    else:
+        said = f"FLUX.1 will run as it is written, slower by a third or more: {lacking}"
+        yield Finding("compiler", said, toolchain.REMEDY)
 
 
 def _host() -> Finding:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fluxwatchd.engine import faults
+from fluxwatchd.engine import faults, toolchain
 
 log = logging.getLogger(__name__)
 
@@ -62,17 +60,6 @@ def keep_below(state_dir: Path) -> None:
     Must be called before torch compiles anything; a place that was set by hand stays.
     """
     os.environ.setdefault(CACHE, str(state_dir / "compiled"))
-
-
-def missing_tools() -> str | None:
-    """What a compiler of kernels needs and does not find here; None if all is there.
-
-    Triton builds a few lines of C against Python's headers wherever it runs first.
-    """
-    if not any(shutil.which(name) for name in (os.environ.get("CC", ""), "cc", "gcc", "clang")):
-        return "there is no C compiler"
-    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    return None if header.is_file() else f"Python's headers are missing ({header})"
 
 
 # --- compiling ------------------------------------------------------------------------------
@@ -235,6 +222,6 @@ def reasons(plan: str, device: torch.device) -> Iterable[str]:
         yield "a CPU runs them as they are"
     if plan.startswith("sequential"):
         yield "every layer visits the device by itself"
-    missing = missing_tools()
+    missing = toolchain.missing()
     if missing:
         yield missing

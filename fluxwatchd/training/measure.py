@@ -10,7 +10,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,7 @@ from torch import Tensor
 from fluxwatchd.engine import dino
 from fluxwatchd.engine.flux import pack, unpack, velocity
 from fluxwatchd.training import common, data
-
-if TYPE_CHECKING:
-    from fluxwatchd.training.nano import Nano
+from fluxwatchd.training.modules import Nano
 
 SCALE = 4
 TILE, OVERLAP, UNIT = 256, 32, 8

@@ -16,18 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluxwatchd.engine.dino import DinoEncoder, Features
-from fluxwatchd.engine.flux import Text, Tokens, pack, unpack, velocity
+from fluxwatchd.engine.flux import Tokens, pack, unpack, velocity
 from fluxwatchd.engine.projector import AdapterSpec, Projector
 from fluxwatchd.engine.resample import Grid
 from fluxwatchd.errors import ConfigError
 from fluxwatchd.training import common, data, measure, state
 from fluxwatchd.training.common import CHANCE, option
+from fluxwatchd.training.modules import POOLED, Nano, channels_last
 
 UNIT = 8
 """Output px a side of an image token: 4 px a latent cell, 2 cells a token."""
 SURROUNDINGS, HALO = 40, 16
 """px around a training tile: in the crop (for DINO), and in what the autoencoder sees."""
-TEXT_TOKENS, POOLED = 8, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,51 +72,6 @@ class NanoOptions:
         500, "steps between two saves of a stage's state, from which the same command goes on"
     )
     compile: bool = option(True, "compile (GPU only)")
-
-
-@dataclass(slots=True)
-class Nano:
-    """The modules of nano; ``projector`` and ``encoder`` only with DINO."""
-
-    vae: Any
-    transformer: Any
-    projector: Projector | None = None
-    encoder: DinoEncoder | None = None
-
-    def encode(self, rgb: Tensor) -> Tensor:
-        """(N, 3, H, W) 0..1 -> normalised latents (N, C, H/4, W/4), float32."""
-        config = self.vae.config
-        latents = self.vae.encode(channels_last(rgb * 2 - 1)).latents.float()
-        scaled: Tensor = (latents - config.shift_factor) * config.scaling_factor
-        return scaled
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents -> (N, 3, H, W), about 0..1, not clamped."""
-        config = self.vae.config
-        raw = latents / config.scaling_factor + config.shift_factor
-        pixels: Tensor = self.vae.decode(channels_last(raw)).sample.float() * 0.5 + 0.5
-        return pixels
-
-    def text(self, device: torch.device) -> Text:
-        """nano reads no text: zeros."""
-        width = self.transformer.config.joint_attention_dim
-        return Text(
-            torch.zeros(1, TEXT_TOKENS, width, device=device), torch.zeros(1, POOLED, device=device)
-        )
-
-    def save(self, folder: Path) -> None:
-        """Write float16 weights in diffusers' layout."""
-        common.half_copy(self.vae).save_pretrained(folder / "vae", safe_serialization=True)
-        common.half_copy(self.transformer).save_pretrained(
-            folder / "transformer", safe_serialization=True
-        )
-        if self.projector:
-            self.projector.save(folder / "dino_adapter" / "adapter.safetensors")
-
-
-def channels_last(tensor: Tensor) -> Tensor:
-    """In the layout that convolutions like best."""
-    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 # --- building and loading -------------------------------------------------------------------

@@ -40,7 +40,7 @@ def evaluated(model, side, batch=1):
 
 
 @pytest.fixture
-def compilations(monkeypatch):
+def compilations():
     """How many graphs were compiled so far; each is then run as it is."""
     torch._dynamo.reset()
     made = []

@@ -5,13 +5,12 @@ For ``fluxwatchd bench speed --random-weights``.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -23,7 +22,8 @@ from fluxwatchd.bench.peerflux import DiffusersLoop
 from fluxwatchd.bench.randomflux import FULL, RandomFlux, Shapes
 from fluxwatchd.bench.report import machine, table
 from fluxwatchd.config import EngineSettings, Profile
-from fluxwatchd.engine import memory, schedule
+from fluxwatchd.engine import memory, schedule, silent
+from fluxwatchd.engine.holding import tidy
 from fluxwatchd.engine.resident import ResidentEngine, ramp
 from fluxwatchd.engine.turns import IN_FLIGHT
 from fluxwatchd.imageio import Picture
@@ -86,7 +86,6 @@ class Report:
     machine: Mapping[str, Any]
     timed: tuple[Timed, ...]
     error: float | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def as_text(self) -> str:
         """Markdown tables: cases with ratios to diffusers at the same steps, and stages."""
@@ -162,6 +161,11 @@ class Setting:
             own["tile_size"] = case.tile // self.scale
         return make_profile(own, variant=self.variant, scale=float(self.scale))
 
+    def engine(self, plan: str) -> EngineSettings:
+        """The engine's settings for a memory plan."""
+        device = self.device.partition(":")[0]
+        return EngineSettings.model_validate({"device": device, "memory": plan})
+
     def sigmas(self, steps: int) -> tuple[float, ...]:
         """The noise levels of so many steps, without the last, 0."""
         kind = self.profile(Case("resident")).kind
@@ -184,7 +188,7 @@ def measure(
     timed: list[Timed] = []
 
     def note(one: Timed) -> None:
-        _tidy()
+        tidy(torch.device(setting.device))
         timed.append(one)
         tell(one)
 
@@ -192,7 +196,7 @@ def measure(
     for steps in peer_steps:
         note(_peer(setting, steps))
     error = _error(setting) if any("fp8" in case.plan for case in cases) else None
-    _tidy()
+    tidy(torch.device(setting.device))
     for _, group in itertools.groupby(cases, key=lambda c: (c.plan, c.mode, c.capped)):
         for one in _ours(setting, list(group)):
             note(one)
@@ -211,9 +215,7 @@ def _ours(setting: Setting, cases: Sequence[Case]) -> list[Timed]:
     """Cases that share a model, one after the other."""
     first = cases[0]
     with _Cap(setting.device, first.capped):
-        settings = EngineSettings.model_validate(
-            {"device": setting.device.partition(":")[0], "memory": first.plan}
-        )
+        settings = setting.engine(first.plan)
         start = time.perf_counter()
         with ResidentEngine(
             settings, device=setting.device, load=RandomFlux(setting.shapes)
@@ -221,7 +223,7 @@ def _ours(setting: Setting, cases: Sequence[Case]) -> list[Timed]:
             engine.warm(setting.profile(first))
             ready = time.perf_counter() - start
             found = [_case(engine, setting, case, ready) for case in cases]
-        _tidy()
+        tidy(torch.device(setting.device))
     return found
 
 
@@ -276,12 +278,10 @@ def _peer(setting: Setting, steps: int, *, offload: bool = False) -> Timed:
     """diffusers' pipeline on the same picture; with ``offload`` on a single tile, once."""
     device = setting.device
     profile = setting.profile(Case("resident", steps=steps))
-    settings = EngineSettings.model_validate(
-        {"device": device.partition(":")[0], "memory": "resident"}
-    )
+    settings = setting.engine("resident")
     start = time.perf_counter()
     make, place = RandomFlux(setting.shapes), torch.device(device)
-    model, vae = make(profile, settings, device, None, _quiet), make.autoencoder(place)
+    model, vae = make(profile, settings, device, None, silent), make.autoencoder(place)
     tile = min(1024, setting.side * setting.scale)
     loop = DiffusersLoop(model, vae, tile=tile, offload=offload)
     pixels = (ramp(setting.side) * 255).astype("uint8")
@@ -316,10 +316,6 @@ def _peer(setting: Setting, steps: int, *, offload: bool = False) -> Timed:
     return timed
 
 
-def _quiet(stage: str, done: int, total: int) -> None:
-    """Nobody is told."""
-
-
 # --- float8 ---------------------------------------------------------------------------------
 
 
@@ -329,11 +325,9 @@ def _error(setting: Setting) -> float:
     from fluxwatchd.engine import flux, fp8
 
     case = Case("resident")
-    settings = EngineSettings.model_validate(
-        {"device": setting.device.partition(":")[0], "memory": "resident"}
-    )
+    settings = setting.engine("resident")
     profile = setting.profile(case)
-    model = RandomFlux(setting.shapes)(profile, settings, setting.device, None, _quiet)
+    model = RandomFlux(setting.shapes)(profile, settings, setting.device, None, silent)
     side = profile.kind.native_tile // model.unit
     latents = torch.randn(1, side * side, 64, device=model.device).to(model.dtype)
 
@@ -409,9 +403,3 @@ def _reset(device: str) -> None:
 
 def _peak(device: str) -> int:
     return torch.cuda.max_memory_allocated(device) if device != "cpu" else 0
-
-
-def _tidy() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -644,6 +644,7 @@ def test_folders_take_turns_and_priority_goes_first(tmp_path: Path) -> None:
     assert set(order[6:8]) == {"one", "two"}
 
 
+@pytest.mark.alone
 def test_close_to_claim_is_the_settle_time(
     running: House,
     capsys: pytest.CaptureFixture[str],

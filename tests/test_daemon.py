@@ -159,7 +159,7 @@ def test_an_existing_result_is_never_overwritten(house: House) -> None:
 def test_sigterm_in_mid_job_gives_the_picture_back_and_a_restart_finishes_it(
     tmp_path: Path,
 ) -> None:
-    house = House(tmp_path, 'variant = "nano"\nsteps = 20')
+    house = House(tmp_path, 'variant = "nano"\nsteps = 10')
     source = house.drop("slow.png", size=(96, 96))
     content = source.read_bytes()
     try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,6 @@ from fluxwatchd.job import Checkpoint, Upscaled
 if TYPE_CHECKING:
     from fluxwatchd.engine.dino import FeatureCache
     from fluxwatchd.engine.model import Model
-    from fluxwatchd.engine.turns import Away
 
     Load = Callable[[Profile, EngineSettings, str, Path | None, Beat], Model]
 
@@ -115,7 +114,7 @@ class ResidentEngine:
             if plain.reason(profile, (picture.width, picture.height)) is not None:
                 done = plain.upscale(picture, profile, beat)
             else:
-                with self._turns.mine(beat):
+                with self._whole(beat):
                     done = self._with_model(picture, profile, seed, beat, ticket)
             return replace(done, notes=(*done.notes, *plain.size_notes(profile, picture)))
         except Exception as error:
@@ -128,14 +127,14 @@ class ResidentEngine:
         self, picture: Picture, profile: Profile, seed: int, beat: Beat, ticket: Ticket | None
     ) -> Upscaled:
         """Load if need be and run; if memory is short, without the models that are not needed."""
-        from fluxwatchd.engine import relief
-
         clock = plain.Clock()
         with clock("load"):
-            model = self._model(profile, beat)
+            model = self._held(model_key(profile))
+            if model is None:
+                with self._turns.mine(beat):
+                    model = self._model(profile, beat)
             if model.holding is not None:
                 model.holding.spare = self._spare
-            relief.patiently(model, partial(model.text, profile.prompt))
         try:
             done = self._run(model, picture, profile, seed, beat=beat, ticket=ticket)
         except (RuntimeError, MemoryError) as error:
@@ -143,11 +142,15 @@ class ResidentEngine:
                 raise
             done = None
         if done is None:
-            while len(self._models) > 1:
-                self._evict()
+            with self._turns.mine(beat):
+                self._spare()
             done = self._run(model, picture, profile, seed, beat=beat, ticket=ticket)
         done = replace(done, seconds={**clock.seconds, **done.seconds})
         return self._told(profile, model, done)
+
+    def _whole(self, beat: Beat) -> AbstractContextManager[None]:
+        """On a CPU one picture after the other; on a GPU each takes its turn when it needs one."""
+        return self._turns.mine(beat) if self.device == "cpu" else nullcontext()
 
     def _spare(self) -> bool:
         """Drop every model but the one at work; whether there was another."""
@@ -205,25 +208,19 @@ class ResidentEngine:
     ) -> Upscaled:
         from fluxwatchd.engine import guidance, pipeline
 
-        batch = self._batch(model, pipeline.tile_tokens(model, picture, profile))
+        tokens = pipeline.tile_tokens(model, picture, profile)
         return pipeline.upscale(
             model,
             picture,
             profile,
             seed,
-            batch=batch,
+            batch=partial(self._batch, model, tokens),
             beat=keeper.beat,
             cache=self._cache(),
             make_guide=partial(guidance.make_guide, beat=keeper.beat),
             keeper=keeper,
-            away=self._away(keeper.beat),
+            turn=partial(self._turns.mine, keeper.beat),
         )
-
-    def _away(self, beat: Beat) -> Away:
-        """How a picture leaves a GPU to another one; on a CPU there is nothing to leave."""
-        from fluxwatchd.engine.turns import staying
-
-        return staying if self.device == "cpu" else self._turns.away(beat)
 
     def _batch(self, model: Model, tokens: int) -> int:
         """How many tiles of ``tokens`` go at once: what fits, and fills the device."""
@@ -239,11 +236,10 @@ class ResidentEngine:
     def _model(self, profile: Profile, beat: Beat) -> Model:
         """The model for a resolved profile, loaded if it is not resident."""
         key = model_key(profile)
-        if key in self._models:
-            self._models.move_to_end(key, last=False)
-            return self._models[key]
+        model = self._held(key)
+        if model is not None:
+            return model
         self._make_room(profile)
-        model: Model | None = None
         while model is None:
             try:
                 model = self._load(profile, beat)
@@ -254,6 +250,14 @@ class ResidentEngine:
                 self._evict()
         self._models[key] = model
         self._models.move_to_end(key, last=False)
+        return model
+
+    def _held(self, key: Key) -> Model | None:
+        """The resident model of this key, from now on the last used; None if there is none."""
+        model = self._models.get(key)
+        if model is not None:
+            with suppress(KeyError):  # another picture has just dropped it: this one keeps it
+                self._models.move_to_end(key, last=False)
         return model
 
     def _load(self, profile: Profile, beat: Beat) -> Model:
@@ -279,7 +283,15 @@ class ResidentEngine:
         """Drop the model that was used the longest ago."""
         dropped, _ = self._models.popitem(last=True)
         self._warmed = {(key, tiling) for key, tiling in self._warmed if key != dropped}
-        _free()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Give memory back, the device's too."""
+        import torch
+
+        from fluxwatchd.engine.holding import tidy
+
+        tidy(torch.device(self.device))
 
     def _cache(self) -> FeatureCache | None:
         if self._features is None and self._state_dir is not None:
@@ -298,7 +310,7 @@ class ResidentEngine:
         if self._models:
             self._models.clear()
             self._warmed.clear()
-            _free()
+            self._tidy()
 
     def __enter__(self) -> Self:
         return self
@@ -335,12 +347,3 @@ def _named(key: Key, model: Model) -> str:
     name = " ".join(part for part in key[:2] if part)
     plan = model.holding.plan if model.holding else "resident"
     return name if plan == "resident" else f"{name} ({plan})"
-
-
-def _free() -> None:
-    """Give memory back, the device's too."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -36,6 +37,15 @@ def photo(size: tuple[int, int] = (24, 16), seed: int = 0) -> Image.Image:
     noise = np.random.default_rng(seed).normal(0, 0.08, (height, width, 3))
     waves = np.stack([x, y, 0.5 + 0.5 * np.sin((9 + seed % 5) * (x + y))], -1)
     return Image.fromarray((np.clip(waves + noise, 0, 1) * 255).round().astype(np.uint8))
+
+
+def open_up(path: Path) -> None:
+    """Let everybody into ``path``: pytest makes its temporary folders for their owner alone."""
+    top = Path(tempfile.gettempdir())
+    for folder in (path, *path.parents):
+        if folder == top:
+            break
+        folder.chmod(0o755)
 
 
 class House:

@@ -159,7 +159,7 @@ def test_an_existing_result_is_never_overwritten(house: House) -> None:
 def test_sigterm_in_mid_job_gives_the_picture_back_and_a_restart_finishes_it(
     tmp_path: Path,
 ) -> None:
-    house = House(tmp_path, 'variant = "nano"\nsteps = 40')
+    house = House(tmp_path, 'variant = "nano"\nsteps = 10')
     source = house.drop("slow.png", size=(96, 96))
     content = source.read_bytes()
     try:
@@ -309,9 +309,9 @@ def test_the_same_picture_dropped_three_times_at_once_is_computed_once(
 
 
 def test_the_second_of_two_is_made_if_the_first_is_not(tmp_path: Path) -> None:
-    house = House(tmp_path, 'variant = "nano"\nsteps = 15')
+    house = House(tmp_path, 'variant = "nano"\nsteps = 10')
     try:
-        house.drop("1.png", size=(80, 80))
+        house.drop("1.png", size=(64, 64))
         shutil.copyfile(house.inbox / "1.png", house.inbox / "2.png")
         house.start().ready()
         until(lambda: _stage(house) == "denoise", "the engine at work")

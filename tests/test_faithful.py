@@ -112,18 +112,31 @@ def test_adobes_turned_cmyk_is_not_negative(tmp_path: Path) -> None:
 # --- colour ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["lanczos", "nano"])
-@pytest.mark.parametrize("name", ["display-p3", "adobe-rgb", "prophoto"])
-def test_wide_colours_stay_when_a_picture_grows(name: str, variant: str, tmp_path: Path) -> None:
-    icc, side = pictures.rgb_profile(name), 24
-    patches = pictures.colours(255)[::4, ::4]
-    stored = patches.repeat(side, 0).repeat(side, 1)
-    files = {"card.tif": pictures.tiff(stored, photometric="rgb", iccprofile=icc)}
-    settings = f"variant={variant}", "scale=2", "seed=1"  # a profile says when it was made
-    path, _ = upscaled(tmp_path, files, *settings)["card.tif"]
-    middle = numbers(path)[side :: 2 * side, side :: 2 * side]
-    assert imageio.read(path).metadata.icc == icc
-    difference = delta_e(np.ascontiguousarray(patches), np.ascontiguousarray(middle), icc)
+WIDE = ("display-p3", "adobe-rgb", "prophoto")
+PATCHES, SIDE = pictures.colours(255)[::4, ::4], 24
+"""Colours, and how many px of a card each is wide."""
+
+
+@pytest.fixture(scope="module", params=["lanczos", "nano"])
+def cards(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """A variant, the colour spaces' profiles, and a card of each made larger by one command."""
+    icc = {name: pictures.rgb_profile(name) for name in WIDE}  # they say when they were made
+    stored = PATCHES.repeat(SIDE, 0).repeat(SIDE, 1)
+    files = {
+        f"{name}.tif": pictures.tiff(stored, photometric="rgb", iccprofile=icc[name])
+        for name in WIDE
+    }
+    settings = f"variant={request.param}", "scale=2", "seed=1"
+    return request.param, icc, upscaled(tmp_path_factory.mktemp("cards"), files, *settings)
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_colours_stay_when_a_picture_grows(name: str, cards: tuple) -> None:
+    variant, icc, done = cards
+    path, _ = done[f"{name}.tif"]
+    middle = numbers(path)[SIDE :: 2 * SIDE, SIDE :: 2 * SIDE]
+    assert imageio.read(path).metadata.icc == icc[name]
+    difference = delta_e(np.ascontiguousarray(PATCHES), np.ascontiguousarray(middle), icc[name])
     print(f"{name} by {variant}: deltaE 2000 up to {difference:.2f}")
     # ProPhoto's green and blue are colours that nobody can see, and no model was trained on.
     assert difference < (0.3 if variant == "lanczos" else 7 if name == "prophoto" else 2)

@@ -195,6 +195,7 @@ def test_a_share_that_does_not_answer_holds_up_no_other_folder(tmp_path: Path) -
         # 3. It answers again: its picture is done.
         server.send_signal(signal.SIGCONT)
         until(lambda: house.closed("b.png"), "the second picture")
+        until(lambda: _retired(house, "b.png"), "the end of its work in the share")
         assert house.places()["failed"] == []
         # 4. A stop does not wait for it.
         server.send_signal(signal.SIGSTOP)
@@ -644,6 +645,7 @@ def test_folders_take_turns_and_priority_goes_first(tmp_path: Path) -> None:
     assert set(order[6:8]) == {"one", "two"}
 
 
+@pytest.mark.alone
 def test_close_to_claim_is_the_settle_time(
     running: House,
     capsys: pytest.CaptureFixture[str],
@@ -672,6 +674,13 @@ def _waited(house: House, seconds: float) -> bool:
     assert not house.ended(), house.said()
     time.sleep(seconds)
     return True
+
+
+def _retired(house: House, name: str) -> bool:
+    """Whether the journal has it that the source has left."""
+    with Journal.open(house.state, read_only=True) as journal:
+        rows = journal.snapshot().recent
+    return any(row.relative.name == name and row.outcome for row in rows)
 
 
 def _hash(path: Path) -> str:

@@ -74,6 +74,7 @@ def test_a_lanczos_job_imports_no_torch(home):
     assert not {"torch", "diffusers", "transformers"} & found
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("arguments", [["--help"], ["check"], ["status"]])
 def test_a_quick_command_takes_less_than_four_tenths_of_a_second(home, arguments):
     """Processor time, so that a busy machine does not count; the median of ten."""

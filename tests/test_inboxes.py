@@ -124,6 +124,7 @@ def test_a_file_put_off_is_given_when_its_time_comes(room: Room) -> None:
     assert room.taken() == ["a.png"]
 
 
+@pytest.mark.alone
 def test_twenty_thousand_held_of_a_hundred_and_twenty_thousand_cost_next_to_nothing(
     room: Room, capsys: pytest.CaptureFixture[str]
 ) -> None:

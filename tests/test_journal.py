@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from house import open_up
 
 from fluxwatchd.config import Folder, Profile
 from fluxwatchd.errors import (
@@ -307,6 +308,7 @@ def test_history_is_pruned_by_age_but_kept_sources_stay_done(journal, folder, cl
     assert journal.file_states(folder)["held.jpg"].held
 
 
+@pytest.mark.alone
 def test_status_of_a_hundred_thousand_jobs_is_quick(tmp_path, folder):
     with Journal.open(tmp_path / "state") as journal:
         job = begin(journal, make(folder))
@@ -549,8 +551,7 @@ def test_it_can_be_read_where_nothing_may_be_written(tmp_path, folder):
         "with Journal.open(Path(sys.argv[1]), read_only=True) as journal:\n"
         "    print(journal.snapshot().counts)\n"
     )
-    for above in (tmp_path, *list(tmp_path.parents)[:2]):
-        above.chmod(0o755)
+    open_up(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "state"],
         capture_output=True,

@@ -58,6 +58,7 @@ def timed_run(command: list[str]) -> float:
     return time.perf_counter() - began
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_a_hundred_thousand_files(
     crowd: House,

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from house import open_up
 
 from fluxwatchd.config import Folder
 from fluxwatchd.intake.scan import Scan, open_source, scan
@@ -185,11 +186,6 @@ def as_nobody(code: str, *arguments: object) -> str:
     return done.stdout
 
 
-def open_up(path: Path) -> None:
-    for above in (path, *list(path.parents)[:3]):
-        above.chmod(0o755)
-
-
 def test_a_folder_that_may_not_be_read_is_a_problem_not_an_end(folder):
     drop(folder, "a.jpg", "closed/b.jpg", "open/c.jpg")
     open_up(folder.inbox)
@@ -244,6 +240,7 @@ def test_a_share_mounted_over_the_inbox_is_the_inbox(folder):
     assert scan(folder, Scan("ok", mount="/")).state == "ok"
 
 
+@pytest.mark.alone
 def test_a_hundred_thousand_files_in_a_second(folder):
     for number in range(100):
         (folder.inbox / str(number)).mkdir()

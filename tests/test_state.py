@@ -61,6 +61,8 @@ def test_a_state_folder_that_is_deleted_ends_the_daemon_and_a_restart_goes_on(
 
 
 def test_a_request_after_the_loss_reaches_the_next_daemon(house: House) -> None:
+    house.daemon = "settle_seconds = 5"  # the daemon takes nothing before it is asked
+    house.configure('variant = "lanczos"')
     house.start().ready()
     shutil.rmtree(house.state)
     source = house.drop("a.png")

@@ -13,7 +13,7 @@ from types import FrameType
 import structlog
 
 from fluxwatchd import signals, systemd, work
-from fluxwatchd.config import Folder, Profile, Settings, load
+from fluxwatchd.config import Folder, Profile, Settings, answers, load
 from fluxwatchd.daemon.bell import Bell
 from fluxwatchd.daemon.floor import Floor
 from fluxwatchd.daemon.handover import Handover, Troubles
@@ -124,6 +124,7 @@ class Server:
 
     def _startup(self) -> None:
         """Recover, then start every thread; the engines load while the main loop runs."""
+        answers.begin(place for folder in self._settings.folders for place in folder.places)
         for folder in self._settings.folders:
             self._open_first(folder)
         known = {folder.inbox for folder in self._settings.folders}
@@ -177,7 +178,15 @@ class Server:
         self._inboxes.closed[folder.inbox] = reason
 
     def _prepare(self, folder: Folder) -> None:
-        """Make what is missing; but an inbox that had jobs before is a share that is away."""
+        """Make what is missing; but an inbox that had jobs before is a share that is away.
+
+        Raises DeliveryFailed, also for a share that does not answer; ConfigError.
+        """
+        try:
+            answers.expect(folder.places)
+        except answers.Silent as silence:
+            said = f"{silence.place} does not answer"
+            raise DeliveryFailed(said, hint=answers.BRING_BACK) from silence
         self._delivery.prepare(folder, inbox=not self._journal.has_jobs(folder))
 
     def _recover(self, folder: Folder) -> None:

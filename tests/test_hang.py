@@ -18,7 +18,12 @@ import pytest
 from house import House, photo, until
 from shares import Share
 from test_floor import Shop
+from test_stuck import troubles
 
+from fluxwatchd.config import Folder
+from fluxwatchd.config.answers import Silent
+from fluxwatchd.daemon.opening import Opening
+from fluxwatchd.delivery import Recovered
 from fluxwatchd.journal import Journal
 
 pytestmark = pytest.mark.machine
@@ -176,6 +181,26 @@ def test_a_share_that_hangs_over_night(street: Street, role: str) -> None:
     assert house.stop() == 0
 
 
+@answering
+def test_a_share_that_hangs_and_is_unmounted_by_force(street: Street) -> None:
+    """The remedy that the log and `status` name."""
+    house, share = street.house, street.mount("archive")
+    house.start().ready()
+    house.drop("a.png", seed=1)
+    until(lambda: house.closed("a.png"), "the first picture")
+    share.hang()
+    house.drop("b.png", seed=2)
+    street.silent()
+    subprocess.run(["umount", "-f", "-l", str(share.place)], check=True)
+    until(lambda: "is not mounted, where it lay before" in str(troubles(house)), "its absence")
+    assert list(share.place.iterdir()) == []
+    share.end()
+    street.mount("archive")
+    until(lambda: house.closed("b.png"), "the second picture")
+    until(lambda: not house.places()["inbox"], "its leaving")
+    street.once("a.png", "b.png")
+
+
 def open_files(house: House) -> set[str]:
     """The names of the files that the daemon has open."""
     assert house.process is not None
@@ -257,6 +282,32 @@ def test_a_thread_that_a_share_holds_up_is_no_hang_but_one_that_nothing_does_is(
                 shop.server._shutdown()
     finally:
         over.set()
+        share.end()
+
+
+def test_a_share_that_hangs_in_the_middle_of_a_recovery(tmp_path: Path) -> None:
+    share, go = Share(tmp_path / "behind", tmp_path / "out"), threading.Event()
+    folder, opening = Folder(inbox=tmp_path / "in", outbox=tmp_path / "out"), Opening()
+
+    def recover(step: Callable[[], None]) -> Recovered:
+        step()
+        assert go.wait(60)
+        return Recovered()
+
+    try:
+        # 1. It is left once nothing of the folder answers, and none begins beside it.
+        share.hang()
+        with pytest.raises(Silent) as caught:
+            opening.recover(folder, recover)
+        assert caught.value.place == share.place
+        assert opening.is_under_way(folder.inbox)
+        # 2. It answers: the recovery is over some time, and another one is waited for.
+        share.answer()
+        go.set()
+        until(lambda: not opening.is_under_way(folder.inbox), "its end")
+        assert opening.recover(folder, recover) == Recovered()
+    finally:
+        go.set()
         share.end()
 
 

@@ -349,7 +349,7 @@ class Folder(Frozen):
 
     @property
     def places(self) -> tuple[Path, ...]:
-        """All four."""
+        """All four of them, the inbox first."""
         return (self.inbox, self.outbox, self.archive_path, self.failed_path)
 
 

@@ -37,7 +37,7 @@ class _Look:
 
     def through(self, last: Scan | None) -> Scan:
         """Scan the inbox once all places of the folder answer."""
-        for place in (*self.folder.places, self.folder.inbox):
+        for place in reversed(self.folder.places):  # the inbox last, which is then scanned
             answers.visit(place, self.beat)
         return scan(self.folder, last, self.beat)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from fluxwatchd.commands import explaining, sections, statuses
-from fluxwatchd.commands.options import Named, config_option
+from fluxwatchd.commands.options import NAMED, config_option
 from fluxwatchd.config import Settings, answers, load, state_folder
 from fluxwatchd.errors import ConfigError, JobFailed
 from fluxwatchd.journal import Explained, Journal, NoJournal, RequestKind, Snapshot
@@ -22,7 +22,7 @@ from fluxwatchd.printing import printable
 ASKED = "asked for; `fluxwatchd explain` tells what comes of it"
 SHOWN, LOOKED_AT = 20, 200
 """Rows of each table of ``status``, and how many are looked at for those that still stand."""
-_file = Named()
+_file = NAMED
 
 
 @click.command()

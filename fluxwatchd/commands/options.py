@@ -23,12 +23,5 @@ set_option = click.option(
     help="A profile's key, or engine.KEY or daemon.KEY; may be given again.",
 )
 
-
-class Named(click.ParamType):
-    """A path as it was written: click's own looks for it, and waits where a share hangs."""
-
-    name = "path"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path."""
-        return Path(value)
+NAMED = Path
+"""The type of a path as it was written: click's own looks for it, and waits where a share hangs."""

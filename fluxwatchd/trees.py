@@ -14,7 +14,8 @@ LOOK = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 _NO_SYNC: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
-_making = threading.Lock()
+_making: dict[int, threading.Lock] = {}
+"""By device: on a share that hangs the making of a folder never ends."""
 
 
 def sync_folder(folder: int) -> None:
@@ -100,7 +101,7 @@ def _open_or_make(name: str, parent: int, flags: int) -> int:
 
     One job makes it while others wait: none may put a result into a folder that is not synced yet.
     """
-    with _making:
+    with _making.setdefault(os.fstat(parent).st_dev, threading.Lock()):
         try:
             return os.open(name, flags, dir_fd=parent)
         except FileNotFoundError:

@@ -186,7 +186,7 @@ def test_a_share_that_does_not_answer_holds_up_no_other_folder(tmp_path: Path) -
         until(lambda: house.events("folder is paused"), "the pause")
         with Journal.open(house.state, read_only=True) as journal:
             live = until(lambda: journal.snapshot().live, "what `status` shows")
-        assert live["folders"][0]["state"] == "paused: it does not answer"
+        assert live["folders"][0]["state"] == f"paused: {house.inbox} does not answer"
         # 2. Meanwhile the other one is served, as quickly as ever.
         for number in range(3):
             photo(seed=10 + number).save(tmp_path / "c.png")

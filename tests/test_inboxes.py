@@ -203,7 +203,7 @@ def test_what_was_found_counts_while_a_scan_takes_long_but_not_once_it_gets_no_f
     # 2. It gets no further: nothing of the folder is taken, for who reads of it would hang.
     moves.clear()
     until(lambda: (room.look(), room.boxes.describe()[0]["state"] != "ok")[1], "silence")
-    assert room.boxes.describe()[0]["state"] == "paused: it does not answer"
+    assert room.boxes.describe()[0]["state"] == f"paused: {room.folder.inbox} does not answer"
     assert room.take() is None
     assert room.boxes.reopened() == ()
     # 3. It is over at last.

@@ -9,7 +9,7 @@ from typing import Any
 
 from fluxwatchd.commands.sections import command_line
 from fluxwatchd.commands.statuses import is_up, moment, span, unready_at, when
-from fluxwatchd.config import Folder, Settings
+from fluxwatchd.config import Folder, Settings, answers
 from fluxwatchd.config.paths import real
 from fluxwatchd.errors import ConfigError
 from fluxwatchd.journal import Explained, Row
@@ -191,6 +191,9 @@ class Teller:
         elif place.is_root:
             yield f"It is the {place.role} folder of {place.folder.inbox}."
             yield f"What is in work there: {self._command('status')}"
+        elif silent := _silent(place):
+            yield f"{printable(silent)} does not answer, so nobody can look."
+            yield answers.BRING_BACK
         elif not place.path.exists():
             yield "There is no such file, and the journal knows of none."
         elif place.role != "inbox":
@@ -215,6 +218,15 @@ class Teller:
         if self.up:
             return "Nothing to do: the daemon takes it by itself."
         return f"The daemon is not running; start it: {self._command('run')}"
+
+
+def _silent(place: Place) -> Path | None:
+    """The folder that does not answer, if the file lies on a share that hangs."""
+    try:
+        answers.expect(place.folder.places if place.folder else [place.path], answers.HASTE)
+    except answers.Silent as silence:
+        return silence.place
+    return None
 
 
 def _done(row: Row) -> Iterator[str]:

@@ -13,16 +13,16 @@ from pathlib import Path
 import click
 
 from fluxwatchd.commands import explaining, sections, statuses
-from fluxwatchd.commands.options import config_option
-from fluxwatchd.config import Settings, load, state_folder
-from fluxwatchd.errors import ConfigError
+from fluxwatchd.commands.options import NAMED, config_option
+from fluxwatchd.config import Settings, answers, load, state_folder
+from fluxwatchd.errors import ConfigError, JobFailed
 from fluxwatchd.journal import Explained, Journal, NoJournal, RequestKind, Snapshot
 from fluxwatchd.printing import printable
 
 ASKED = "asked for; `fluxwatchd explain` tells what comes of it"
 SHOWN, LOOKED_AT = 20, 200
 """Rows of each table of ``status``, and how many are looked at for those that still stand."""
-_file = click.Path(path_type=Path)
+_file = NAMED
 
 
 @click.command()
@@ -72,6 +72,7 @@ def _request_command(
             if place.folder is None or place.is_root or place.role not in inside:
                 where = " or ".join(f"`{role}`" for role in inside)
                 raise click.UsageError(f"{printable(file)} lies in no {where} folder.")
+            _expect_answer(place)
             failed = place.folder.failed_path / place.relative
             if not os.path.lexists(place.path) and not (kind == "retry" and failed.exists()):
                 raise click.UsageError(f"There is no {printable(file)}.")
@@ -100,6 +101,17 @@ release = _request_command("release", "Let held FILEs go on.", inside=("inbox",)
 cancel = _request_command(
     "cancel", "End or skip FILEs and set them aside in the failed folder.", inside=("inbox",)
 )
+
+
+def _expect_answer(place: explaining.Place) -> None:
+    """Raise JobFailed for a file on a share that hangs: nobody can look whether it is there."""
+    try:
+        answers.expect([place.path])
+    except answers.Silent as silence:
+        raise JobFailed(
+            f"{silence.place} does not answer, so {place.path} cannot be looked at",
+            hint=answers.BRING_BACK,
+        ) from silence
 
 
 def _lenient(config: Path | None) -> Settings:
@@ -155,6 +167,7 @@ def _is_folder(path: Path) -> bool:
 def _is_gone(path: Path) -> bool:
     """Whether somebody took a file out of its folder; a share that is away says nothing."""
     try:
+        answers.expect([path.parent], answers.HASTE)
         path.lstat()
     except FileNotFoundError:
         return _is_folder(path.parent)

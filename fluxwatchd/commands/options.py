@@ -22,3 +22,6 @@ set_option = click.option(
     metavar="KEY=VALUE",
     help="A profile's key, or engine.KEY or daemon.KEY; may be given again.",
 )
+
+NAMED = Path
+"""The type of a path as it was written: click's own looks for it, and waits where a share hangs."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fluxwatchd.commands.options import config_option
+from fluxwatchd.commands.options import NAMED, config_option
 from fluxwatchd.config import Explained, Folder, Settings, load
 from fluxwatchd.config.paths import real
 from fluxwatchd.errors import ConfigError
@@ -18,7 +18,7 @@ def profile() -> None:
 
 
 @profile.command()
-@click.argument("folder", metavar="FOLDER", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="FOLDER", type=NAMED)
 @config_option
 def show(folder: Path, config: Path | None) -> None:
     """The effective profile of FOLDER as TOML, each value with where it was set.

@@ -14,7 +14,7 @@ from typing import Any
 from fluxwatchd.config.document import Document, parse_document, read_document
 from fluxwatchd.config.layers import Layer, Layers, Origin, read_layer
 from fluxwatchd.config.lines import KeyPath
-from fluxwatchd.config.places import Place, folder_places, place_problems, unusable
+from fluxwatchd.config.places import Place, folder_places, place_problems, resolved, unusable
 from fluxwatchd.config.schema import DaemonSettings, EngineSettings, Folder, Profile
 from fluxwatchd.config.settings import Settings
 from fluxwatchd.config.tables import TableReader
@@ -146,9 +146,10 @@ def _build(
         for name, raw in table["profile"].items()
     }
     found = _folders(reader, profiles, required=required)
-    reader.problems.extend(place_problems(document, found.places, daemon.state_dir))
+    where = resolved(found.places)
+    reader.problems.extend(place_problems(document, where, daemon.state_dir))
     if places:
-        reader.problems.extend(unusable(document, found.places, daemon.state_dir))
+        reader.problems.extend(unusable(document, where, daemon.state_dir))
     settings = Settings(
         file=document.file,
         daemon=daemon,

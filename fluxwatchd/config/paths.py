@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fluxwatchd.config import answers
+
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".sft")
 
 
@@ -40,5 +42,13 @@ def weights(text: str, base: Path) -> str:
 
 
 def real(path: Path) -> Path:
-    """``path`` with every link in it followed, as far as it exists; a loop stays as it is."""
+    """``path`` with every link in it followed, as far as it exists; a loop stays as it is.
+
+    So does a path on a share that does not answer.
+    """
+    lexical = Path(os.path.abspath(path))  # noqa: PTH100 (resolve() would follow links)
+    try:
+        answers.expect([lexical], answers.HASTE)
+    except answers.Silent:
+        return lexical
     return Path(os.path.realpath(path))

@@ -8,6 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fluxwatchd.config import answers
 from fluxwatchd.config.document import Document
 from fluxwatchd.config.lines import KeyPath
 from fluxwatchd.config.paths import real
@@ -17,7 +18,7 @@ PLACE_KEYS = ("inbox", "outbox", "archive", "failed")
 
 
 class Place(NamedTuple):
-    """A folder that a [[folder]] table names: the table, the key and where it really lies."""
+    """A folder that a [[folder]] table names: the table, the key and its path."""
 
     table: KeyPath
     key: str
@@ -35,7 +36,13 @@ def folder_places(table: KeyPath, values: Mapping[str, Any]) -> Iterator[Place]:
     if values.get("on_success", "archive") != "archive":
         named.pop("archive", None)
     for key, path in named.items():
-        yield Place(table, key, real(path), recursive)
+        yield Place(table, key, path, recursive)
+
+
+def resolved(places: Sequence[Place]) -> list[Place]:
+    """The same with every link in their paths followed; see real()."""
+    answers.begin(place.path for place in places)  # all at once: of several shares each may hang
+    return [place._replace(path=real(place.path)) for place in places]
 
 
 def place_problems(document: Document, places: Sequence[Place], state_dir: Path) -> list[Problem]:
@@ -50,6 +57,7 @@ def place_problems(document: Document, places: Sequence[Place], state_dir: Path)
 
 def unusable(document: Document, places: Sequence[Place], state_dir: Path) -> Iterator[Problem]:
     """The folders that this process can neither write to nor make, as they are now."""
+    answers.begin(place.path for place in places)
     for place in places:
         if wrong := _why_unusable(place.path):
             yield _problem(document, place, wrong, "a folder that can be written or made")
@@ -117,6 +125,10 @@ def _state_inside(
 
 def _why_unusable(path: Path) -> str:
     """Why no files can be put into ``path``, made if need be; empty where they can."""
+    try:
+        answers.expect([path])
+    except answers.Silent as silence:
+        return f"{silence.place} does not answer"
     standing = next(place for place in (path, *path.parents) if os.path.lexists(place))
     if not standing.is_dir():
         return f"{standing} is no folder"

@@ -347,6 +347,11 @@ class Folder(Frozen):
         """Where sources go after failure."""
         return self.failed or self.inbox.with_name(self.inbox.name + "-failed")
 
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """All four of them, the inbox first."""
+        return (self.inbox, self.outbox, self.archive_path, self.failed_path)
+
 
 def default_state_dir() -> Path:
     """Where the journal lives if nothing is said: systemd's StateDirectory, else the user's own.

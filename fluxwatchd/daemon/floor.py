@@ -5,14 +5,14 @@ from __future__ import annotations
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import structlog
 
-from fluxwatchd.config import EngineSettings, Profile
+from fluxwatchd.config import EngineSettings, Profile, answers
+from fluxwatchd.daemon.crew import Crew
 from fluxwatchd.daemon.handover import Handover, Linger, Waits
 from fluxwatchd.daemon.inboxes import Inboxes
 from fluxwatchd.daemon.letters import Again, Closed, End, Letter, Stuck
@@ -89,6 +89,7 @@ class Floor:
         self._twins = Twins()
         self._writing: dict[str, Key] = {}
         self._draining = False
+        self._silent: frozenset[Path] = frozenset()
         self.tried: dict[int, FluxwatchdError | None] = {}
         self.tally = Tally()
         self.patience = Patience()
@@ -101,7 +102,7 @@ class Floor:
         """Start the threads; pictures come from ``inboxes``."""
         self.workers, self._inboxes = tuple(workers), inboxes
         self.patience.most, self.patience.tries = len(workers) + 1, len(workers)
-        self._readers = ThreadPoolExecutor(len(workers), thread_name_prefix="reader")
+        self._readers = Crew(len(workers), "reader", self.stints)
         self._writers = Writers(self._handover, self.send, len(workers) + 1, self.stints)
         for worker in workers:
             worker.start()
@@ -117,9 +118,15 @@ class Floor:
         self._ring()
 
     def outstanding(self) -> int:
-        """Files at work: taken, and neither closed nor waiting for a place to be well again."""
-        tally, writing = self.tally, self._writers.busy if self.workers else 0
-        return len(tally.reading) + writing + len(tally.ready) + len(tally.busy)
+        """Files at work: taken, and neither closed nor waiting for a place to be well again.
+
+        What a share that does not answer holds up does not count.
+        """
+        tally, writing = self.tally, self._writers.busy(self._silent) if self.workers else 0
+        return self._reading() + writing + len(tally.ready) + len(tally.busy)
+
+    def _reading(self) -> int:
+        return sum(inbox not in self._silent for inbox, _ in self.tally.reading)
 
     def quiet(self) -> bool:
         """Whether no letter waits."""
@@ -135,16 +142,19 @@ class Floor:
             return
         for worker in self.workers:
             worker.end()
-        self._readers.shutdown(wait=True, cancel_futures=True)
+        self._readers.close(self.silent, drop=True)
         for worker in self.workers:
             if worker.is_alive():
                 worker.join()
         self.read_letters()
         self._draining = True
-        self._writers.shutdown()
+        self._writers.shutdown(self.silent)
         self.read_letters()
+        for stint in self.stints.lasting(0):
+            inbox = str(stint.folder.inbox)
+            log.warning("left behind: its share does not answer", inbox=inbox, file=stint.file)
         for waits in self.patience.results():
-            self._handover.abandon(waits)
+            self._abandon(waits)
         for prepared in (*self.tally.ready, *self.tally.busy.values()):
             self._journal.give_back(prepared.job.id)
 
@@ -178,13 +188,13 @@ class Floor:
                 self._free(letter.prepared)
                 self._write(letter.prepared, lambda: self._handover.deliver_copy(letter))
             case Again():
-                self._writers.busy -= 1
+                self._writers.ended(letter.prepared.waiting)
                 self._again(letter.prepared)
             case Broken():
                 self._free(letter.prepared)
                 self._broken(letter)
             case Closed():
-                self._writers.busy -= 1
+                self._writers.ended(letter.waiting)
                 self._close(letter.waiting, letter.job_id, letter.end)
             case Stuck():
                 self._stuck(letter)
@@ -207,10 +217,10 @@ class Floor:
 
     def feed(self) -> None:
         """Give idle engines the pictures that are ready, and read ahead one for each."""
-        now = self._clock()
-        for stuck in self.patience.due(now):
-            self._hand(stuck.waiting, stuck.job, stuck.linger.again, stuck.end)
-        self._queue.hold(self.patience.held(now))
+        now, silent = self._clock(), self._see_to_silence()
+        for stuck in self.patience.due(now, silent):
+            self._hand(stuck.waiting, stuck.job, stuck.linger.again, stuck.end, stuck.linger)
+        self._queue.hold(self.patience.held(now) | silent)
         if not self.ready():
             return
         tally, lanes = self.tally, len(self.workers)
@@ -219,13 +229,44 @@ class Floor:
                 tally.busy[worker.lane] = prepared
                 worker.give(prepared)
         ahead = lanes + lanes - len(tally.busy) + min(lanes, self._twins.waiting(tally.ready))
-        writing = self._writers.busy - self.patience.tried()
-        while len(tally.reading) + len(tally.ready) < ahead and writing < 2 * lanes:
-            idle = self.outstanding() <= self.patience.tried()
+        tried = self.patience.tried(silent)
+        writing = self._writers.busy(silent) - tried
+        while self._reading() + len(tally.ready) < ahead and writing < 2 * lanes:
+            idle = self.outstanding() <= tried
             waiting = self._inboxes.take(only_alone=tally.alone, idle=idle)
             if waiting is None:
                 return
             self._read(waiting)
+
+    def silent(self) -> frozenset[Path]:
+        """The inboxes of folders that do not answer."""
+        return self._inboxes.silent() | self.held_up().keys()
+
+    def held_up(self) -> dict[Path, list[str]]:
+        """The files that readers and writers are in the middle of and whose folders do not answer.
+
+        By inbox, also of a folder that is watched no more. Those whose task takes long are asked.
+        """
+        found: dict[Path, list[str]] = {}
+        for stint in self.stints.lasting(answers.PATIENCE):
+            answers.begin(stint.folder.places)
+            if answers.silent(stint.folder.places):
+                found.setdefault(stint.folder.inbox, []).append(stint.file)
+        return found
+
+    def _see_to_silence(self) -> frozenset[Path]:
+        """Let no folder that does not answer hold up others: not by its threads, nor its twins."""
+        before, self._silent = self._silent, self.silent()
+        if self.workers and (self._silent or before):
+            self._readers.relieve(self._silent)
+            self._writers.relieve(self._silent)
+        for inbox in self._silent - before:
+            self._hold_back(inbox)
+            for key in [key for key in self._queue.busy() if key[0] == inbox]:
+                self._twins.end(key)
+        if not self.outstanding():
+            self.tally.alone = False
+        return self._silent
 
     def _next_ready(self) -> Prepared | None:
         """The first picture that an engine may begin: the same work is not done twice at once."""
@@ -244,10 +285,9 @@ class Floor:
         self.tally.reading.add(waiting.key)
 
         def read() -> None:
-            with self.stints.one():
-                read_it()
-
-        def read_it() -> None:
+            if answers.silent(waiting.folder.places):  # one thread that hangs is enough
+                self.send(NotYet(waiting, "gone"))
+                return
             try:
                 self.send(self._taker.take(waiting, state, last_chance=last_chance))
             except Linger as linger:
@@ -258,7 +298,7 @@ class Floor:
                 log.exception("reading failed", file=str(waiting.path))
                 self.send(Lost(unforeseen(error)))
 
-        self._readers.submit(read)
+        self._readers.submit(waiting.folder, waiting.entry.name, read)
 
     def _write(self, prepared: Prepared, task: Callable[[], object], end: End = "done") -> None:
         """Have a writer thread do ``task`` for a job, then close it."""
@@ -283,17 +323,22 @@ class Floor:
         self._close(waiting, end="neither")
 
     def _hand(
-        self, waiting: Waiting, job: Job | Taken, task: Callable[[], object], end: End
+        self,
+        waiting: Waiting,
+        job: Job | Taken,
+        task: Callable[[], object],
+        end: End,
+        linger: Linger | None = None,
     ) -> None:
         self._writing[job.id] = waiting.key
-        self._writers.hand(waiting, job, task, end)
+        self._writers.hand(waiting, job, task, end, linger)
 
     def _stuck(self, letter: Stuck) -> None:
         """Free the thread; what is stuck is tried again with growing pauses, and not taken anew."""
         if letter.reading:
             self.tally.reading.discard(letter.waiting.key)
         else:
-            self._writers.busy -= 1
+            self._writers.ended(letter.waiting)
         self._writing[letter.job.id] = letter.waiting.key
         self._twins.end(letter.waiting.key)
         kept = self.patience.add(letter, self._clock())
@@ -309,10 +354,20 @@ class Floor:
     def _give_back(self, stuck: Stuck, waits: Waits) -> None:
         """One result too many waits: it goes, and its file is taken again later."""
         if self._draining:
-            self._handover.abandon(waits)
+            self._abandon(waits)
+        elif waits.drop is None:
+            self._journal.give_back(waits.job.id)
+            self._close(stuck.waiting, waits.job.id, "neither")
         else:
             give_back = partial(self._handover.give_back, waits)
             self._hand(stuck.waiting, stuck.job, give_back, "neither")
+
+    def _abandon(self, waits: Waits) -> None:
+        """At a stop: what lies on a share that does not answer is the next start's to remove."""
+        if waits.job.folder.inbox in self._inboxes.silent():
+            self._journal.give_back(waits.job.id)
+        else:
+            self._handover.abandon(waits)
 
     def _hold_back(self, inbox: Path) -> None:
         """Pictures that were read for an outbox that takes nothing now go back undone."""
@@ -364,6 +419,8 @@ class Floor:
     def refuse_hopeless(self) -> None:
         """Files that have been empty for settle_timeout, and that nobody is writing to."""
         for waiting in self._inboxes.hopeless():
+            if waiting.folder.inbox in self._silent:
+                continue
             if is_written(waiting):
                 self._not_yet(NotYet(waiting, "later"))
                 continue
@@ -474,7 +531,7 @@ class Floor:
         self._inboxes.is_ready(prepared.waiting)
         if prepared.waiting.key in self._cancelled:
             self._set_aside_cancelled(prepared)
-        elif prepared.waiting.folder.inbox in self.patience.held(self._clock()):
+        elif prepared.waiting.folder.inbox in self.patience.held(self._clock()) | self._silent:
             self._put_back(prepared)
         else:
             self.tally.ready.append(prepared)

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import structlog
 
 from fluxwatchd import sidecar, work
+from fluxwatchd.config import answers
 from fluxwatchd.daemon.hooks import Hooks
 from fluxwatchd.daemon.taking import Prepared, next_try
 from fluxwatchd.daemon.worker import Known, Made
@@ -39,8 +41,8 @@ class Linger(Exception):
 class Waits(Linger):
     """A result is made, but its outbox cannot take it now.
 
-    It is kept in memory by ``again``; ``drop`` removes what lies in the outbox, for giving it up,
-    and raises DeliveryFailed where that cannot be now.
+    It is kept in memory by ``again``; ``drop`` removes what lies in the outbox, if anything does,
+    for giving it up, and raises DeliveryFailed where that cannot be now.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class Waits(Linger):
         job: Job,
         why: DeliveryFailed,
         again: Callable[[], object],
-        drop: Callable[[], None] = lambda: None,
+        drop: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(job, why, again)
         self.drop = drop
@@ -195,7 +197,8 @@ class Handover:
         the picture must not be made beside it.
         """
         try:
-            waits.drop()
+            if waits.drop is not None:
+                waits.drop()
         except DeliveryFailed as why:
             raise Linger(waits.job, why, lambda: self.give_back(waits)) from why
         self.journal.give_back(waits.job.id)
@@ -204,7 +207,8 @@ class Handover:
         """The same at a stop; what cannot be removed now is by the next start."""
         self.journal.give_back(waits.job.id)
         with suppress(DeliveryFailed):
-            waits.drop()
+            if waits.drop is not None:
+                waits.drop()
 
     def settle(self, left: Unsettled) -> None:
         """Bring to its end what an earlier process left. Raises Linger."""
@@ -218,6 +222,15 @@ class Handover:
     def lingers(self, left: Unsettled) -> Linger:
         """What recovery could not end, as one of the sources that cannot leave."""
         return self._lingers(left.job, left.why, lambda: self.settle(left))
+
+    def put_off(
+        self, job: Job | Taken, place: Path, again: Callable[[], object], *, holds_result: bool
+    ) -> Linger:
+        """What is not begun while a place does not answer; nothing lies in the outbox yet."""
+        why = DeliveryFailed(f"{place} does not answer", hint=answers.BRING_BACK)
+        if holds_result and isinstance(job, Job):
+            return self._waits(job, why, again)
+        return self._lingers(job, why, again)
 
     def close_earlier(self, job: Job, found: Delivered) -> None:
         """A result that was delivered before the journal could say so: journal it, retire."""
@@ -233,7 +246,7 @@ class Handover:
             sidecar.checkpoint_id(checkpoint),
         )
         for row in rows:
-            if row.output and row.output.is_file() and _record_of(row.output):
+            if row.output and _is_whole(row.output):
                 return row
         return None
 
@@ -318,14 +331,11 @@ class Handover:
         staged: Staged | None = None,
     ) -> Waits:
         """The result as one that waits. Raises ``why`` where waiting is no use; nothing is left."""
-
-        def drop() -> None:
-            if staged is not None:
-                self.delivery.discard(staged)
-
+        drop = partial(self.delivery.discard, staged) if staged is not None else None
         if not why.transient:
             with suppress(DeliveryFailed):  # recovery sweeps it
-                drop()
+                if drop is not None:
+                    drop()
             raise why
         self.troubles.note(job.folder.outbox, job.id, why)
         log.warning("delivery waits", file=str(job.source), why=str(why))
@@ -339,9 +349,12 @@ class Handover:
             raise self._waits(job, why, again, staged) from why
 
 
-def _record_of(output: Path) -> bool:
-    """Whether a result's sidecar is there and whole."""
+def _is_whole(output: Path) -> bool:
+    """Whether a result is there, and its sidecar is and is whole; not on a share that hangs."""
     try:
+        answers.expect([output])
+        if not output.is_file():
+            return False
         sidecar.read(output.with_name(output.name + ".json"))
     except (OSError, ValueError):
         return False

@@ -6,7 +6,7 @@ import itertools
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ from typing import Any
 import structlog
 
 from fluxwatchd import trees
-from fluxwatchd.config import Folder, Settings
-from fluxwatchd.daemon.looking import PATIENCE, Looking
+from fluxwatchd.config import Folder, Settings, answers
+from fluxwatchd.config.answers import PATIENCE
+from fluxwatchd.daemon.looking import Looking
 from fluxwatchd.daemon.queue import Key, TurnQueue, Waiting
 from fluxwatchd.intake.events import Watcher
 from fluxwatchd.intake.scan import Entry, Scan
 from fluxwatchd.intake.settle import Settler
 from fluxwatchd.journal import FileState, Journal
+from fluxwatchd.printing import printable
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +33,7 @@ SCAN_SHARE = 0.1
 OFFER_EVERY = 1.0
 """Seconds between two times that files whose later try is due are offered, at least."""
 _NEVER = float("inf")
+_NOTHING: Mapping[Path, Sequence[str]] = {}
 LET_READ = "Let the service's user read it: chmod g+rX, or chgrp to a group of that user."
 """The remedy for a file or folder that may not be read."""
 MOST_TOLD = 100
@@ -50,7 +53,7 @@ class Unready:
 class View:
     """The last look at one folder.
 
-    ``is_looked_at``: another look is under way; ``is_silent``: and the folder does not answer.
+    ``is_looked_at``: another look is under way; ``silent``: the place that did not answer it.
     ``settling`` counts files that are not quiet yet. ``settled`` are those that are; of these,
     ``held`` are held back, and ``later`` have a try that is not due. ``to_hold``: the names of
     files that somebody asked to be held.
@@ -59,7 +62,7 @@ class View:
     folder: Folder
     scan: Scan | None = None
     is_looked_at: bool = False
-    is_silent: bool = False
+    silent: Path | None = None
     states: Mapping[str, FileState] = field(default_factory=dict)
     settling: int = 0
     settled: tuple[Entry, ...] = ()
@@ -68,6 +71,11 @@ class View:
     to_hold: set[str] = field(default_factory=set)
     held: int = 0
     later: int = 0
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the look under way may be over soon."""
+        return self.is_looked_at and self.silent is None
 
 
 class Inboxes:
@@ -206,19 +214,19 @@ class Inboxes:
     def reopened(self) -> tuple[Folder, ...]:
         """Folders that are closed, see ``closed`` for the reason, and whose inbox can be read."""
         views = (self._views[inbox] for inbox in self.closed.keys() & self._views.keys())
-        return tuple(v.folder for v in views if v.scan and v.scan.state == "ok" and not v.is_silent)
+        return tuple(v.folder for v in views if v.scan and v.scan.state == "ok" and not v.silent)
 
     def pending(self) -> bool:
         """Whether anything waits, settles, or is under way. Held files do not count."""
         if self._dirty or not self._queue.empty_but(lambda _: False):
             return True
         views = self._views.values()
-        return any(view.settling or view.later or view.is_looked_at for view in views)
+        return any(view.settling or view.later or view.is_waited_for for view in views)
 
     def put_off(self) -> bool:
         """Whether all that is pending waits for a later try."""
         views = self._views.values()
-        if self._dirty or any(view.settling or view.is_looked_at for view in views):
+        if self._dirty or any(view.settling or view.is_waited_for for view in views):
             return False
         wall = time.time()
         return self._queue.empty_but(lambda waiting: not self._may(waiting, wall))
@@ -228,8 +236,8 @@ class Inboxes:
         found = {}
         for view in self._views.values():
             inbox, scan = view.folder.inbox, view.scan
-            if inbox in self.closed or scan is None or scan.state != "ok":
-                problems = "; ".join(scan.problems) if scan else ""
+            if inbox in self.closed or view.silent or scan is None or scan.state != "ok":
+                problems = "; ".join(scan.problems) if scan and not view.silent else ""
                 found[str(inbox)] = problems or self._state(view)
             else:
                 found.update((place.path, place.why) for place in scan.unreadable)
@@ -256,13 +264,25 @@ class Inboxes:
             found.st_dev,
         )
 
+    def silent(self) -> frozenset[Path]:
+        """The inboxes of folders of which a place does not answer, as far as is known."""
+        return frozenset(i for i, view in self._views.items() if self._silent(view.folder))
+
+    def _silent(self, folder: Folder) -> Path | None:
+        """The place of a folder that does not answer, if there is one."""
+        return self._looking.silent(folder.inbox) or answers.silent(folder.places)
+
     def folders(self) -> tuple[Folder, ...]:
         """The folders watched now."""
         return tuple(view.folder for view in self._views.values())
 
-    def describe(self) -> list[dict[str, Any]]:
-        """Every folder for ``status``: JSON values."""
-        return [self._describe(view) for view in self._views.values()]
+    def describe(self, held_up: Mapping[Path, Sequence[str]] = _NOTHING) -> list[dict[str, Any]]:
+        """Every folder for ``status``: JSON values.
+
+        ``held_up``: by inbox, the files that threads have been at for long.
+        """
+        views = self._views.values()
+        return [self._describe(view, held_up.get(view.folder.inbox, ())) for view in views]
 
     def _take_note(self, view: View, found: Scan | None) -> float:
         """Of a folder's scan, None if it is not over; when something is due, by the clock.
@@ -270,12 +290,12 @@ class Inboxes:
         While a scan takes long, what the one before found still counts. A folder that does not
         answer is paused: who reads of it would hang.
         """
-        before, was_silent = view.scan, view.is_silent
+        before, was = view.scan, view.silent
         view.is_looked_at = found is None
-        view.is_silent = found is None and self._looking.is_silent(view.folder.inbox)
-        if view.is_silent != was_silent:
+        view.silent = self._silent(view.folder) if found is None else None
+        if (view.silent is None) != (was is None) and view.folder.inbox not in self.closed:
             _tell_silence(view)
-        if found is None and not view.is_silent:
+        if found is None and not view.silent:
             return self._clock() + PATIENCE
         view.scan = found or before
         if found is not None:
@@ -336,8 +356,8 @@ class Inboxes:
     def _state(self, view: View) -> str:
         if view.folder.inbox in self.closed:
             return f"paused: {self.closed[view.folder.inbox]}"
-        if view.is_silent:
-            return "paused: it does not answer"
+        if place := self._silent(view.folder):
+            return f"paused: {place} does not answer"
         return view.scan.state if view.scan else "not looked at yet"
 
     def _next_look(self) -> float:
@@ -367,12 +387,15 @@ class Inboxes:
             return True
         return not (state.held or _pause(state, wall))
 
-    def _describe(self, view: View) -> dict[str, Any]:
+    def _describe(self, view: View, held_up: Sequence[str]) -> dict[str, Any]:
         inbox, health = view.folder.inbox, self._watcher.health(view.folder)
+        state = self._state(view)
+        if held_up and self._silent(view.folder):
+            state += f"; in the middle of {printable(', '.join(held_up))}"
         return {
             "inbox": str(inbox),
             "outbox": str(view.folder.outbox),
-            "state": self._state(view),
+            "state": state,
             "mode": health.mode,
             "reason": health.reason,
             "pending": self._queue.waiting(inbox) + view.later,
@@ -421,8 +444,9 @@ def _current(states: Mapping[str, FileState], entry: Entry) -> FileState | None:
 
 
 def _tell_silence(view: View) -> None:
-    if view.is_silent:
-        log.warning("folder is paused", inbox=str(view.folder.inbox), state="does not answer")
+    if view.silent:
+        why, remedy = f"{view.silent} does not answer", answers.BRING_BACK
+        log.warning("folder is paused", inbox=str(view.folder.inbox), why=why, remedy=remedy)
     else:
         log.info("folder answers again", inbox=str(view.folder.inbox))
 

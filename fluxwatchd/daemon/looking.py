@@ -9,21 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from fluxwatchd.config import Folder
+from fluxwatchd.config import Folder, answers
+from fluxwatchd.config.answers import PATIENCE
 from fluxwatchd.intake.scan import Scan, scan
 
-PATIENCE: Final = 5.0
-"""Seconds that the main loop waits for the scans of a round, and after which a scan that gets no
-further is one of a share that does not answer."""
 SLOW: Final = 0.1
-"""The same for a folder whose scan took longer the last time: it counts once it is over."""
+"""Seconds that the main loop waits for the scan of a folder whose last one took longer than
+PATIENCE: it counts once it is over."""
 
 
 @dataclass(slots=True)
 class _Look:
-    """One scan under way; times in monotonic s."""
+    """One scan under way, of which ``at`` is looked into; times in monotonic s."""
 
     folder: Folder
+    at: Path = Path("/")
     began: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)
     ended: float = 0.0
@@ -31,9 +31,15 @@ class _Look:
     found: Scan | None = None
     error: Exception | None = None
 
-    def beat(self) -> None:
+    def beat(self, at: Path | None = None) -> None:
         """It gets further."""
-        self.moved = time.monotonic()
+        self.at, self.moved = at or self.at, time.monotonic()
+
+    def through(self, last: Scan | None) -> Scan:
+        """Scan the inbox once all places of the folder answer."""
+        for place in reversed(self.folder.places):  # the inbox last, which is then scanned
+            answers.visit(place, self.beat)
+        return scan(self.folder, last, self.beat)
 
 
 class Looking:
@@ -66,14 +72,15 @@ class Looking:
         self.cost = max((look.ended - look.began for look in over.values()), default=0.0)
         return {inbox: _found(look) for inbox, look in over.items()}
 
-    def is_silent(self, inbox: Path) -> bool:
-        """Whether a folder's scan is not over and gets no further."""
+    def silent(self, inbox: Path) -> Path | None:
+        """The place that does not answer, where a folder's scan gets no further; else None."""
         look = self._looks.get(inbox)
-        return look is not None and time.monotonic() - look.moved >= PATIENCE
+        return look.at if look and time.monotonic() - look.moved >= PATIENCE else None
 
     def _patience(self, inbox: Path, look: _Look, start: float) -> float:
         """Seconds to wait for a scan: for all of a round together no longer than for one."""
-        longest = SLOW if inbox in self._slow else PATIENCE
+        is_slow = inbox in self._slow or answers.silent(look.folder.places)
+        longest = SLOW if is_slow else PATIENCE
         return max(0.0, longest - (time.monotonic() - max(start, look.began)))
 
     def _begin(self, folder: Folder, last: Scan | None) -> _Look:
@@ -84,7 +91,7 @@ class Looking:
 
         def run() -> None:
             try:
-                look.found = scan(folder, last, look.beat)
+                look.found = look.through(last)
             except Exception as error:  # noqa: BLE001 - raised in the main thread
                 look.error = error
             look.ended = time.monotonic()

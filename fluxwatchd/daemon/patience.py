@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,6 +44,11 @@ class Lingering:
         return self.pause.due == float("inf")
 
     @property
+    def inbox(self) -> Path:
+        """Its folder's inbox."""
+        return self.stuck.waiting.folder.inbox
+
+    @property
     def root(self) -> Path:
         """The folder whose disk or share decides: the outbox, or where sources leave."""
         folder = self.stuck.waiting.folder
@@ -76,14 +82,17 @@ class Patience:
         self._lingering[stuck.job.id] = Lingering(stuck, pause)
         return True
 
-    def due(self, now: float) -> tuple[Stuck, ...]:
-        """What is to be tried now, longest due first; not due again before add() or end()."""
+    def due(self, now: float, silent: Collection[Path] = ()) -> tuple[Stuck, ...]:
+        """What is to be tried now, longest due first; not due again before add() or end().
+
+        Nothing of the inboxes whose folders are ``silent``: they do not answer.
+        """
         busy = {one.root for one in self._lingering.values() if one.is_tried}
-        free, chosen = self.tries - self.tried(), []
+        free, chosen = self.tries - self.tried(silent), []
         for one in sorted(self._lingering.values(), key=lambda one: one.pause.due):
             if free <= 0 or one.pause.due > now:
                 break
-            if one.root in busy:
+            if one.root in busy or one.inbox in silent:
                 continue
             busy.add(one.root)
             free -= 1
@@ -92,9 +101,9 @@ class Patience:
             chosen.append(one.stuck)
         return tuple(chosen)
 
-    def tried(self) -> int:
-        """How many tries are under way."""
-        return sum(one.is_tried for one in self._lingering.values())
+    def tried(self, silent: Collection[Path] = ()) -> int:
+        """How many tries are under way, but for those that hang."""
+        return sum(one.is_tried and one.inbox not in silent for one in self._lingering.values())
 
     def end(self, job_id: str) -> None:
         """A job is over."""

@@ -104,12 +104,14 @@ class Reporter:
     def alive(self, thread_patience: float = THREAD_PATIENCE) -> bool:
         """Whether every engine is idle or moves on, and no reader or writer hangs.
 
-        What waits for room in the state folder does not hang.
+        What waits for room in the state folder does not hang, nor what waits for a folder that
+        answers nobody else either: a new process would wait for it just so.
         """
         patience = systemd.watchdog_interval() or 60.0
         if not all(worker.pulse.alive(patience) for worker in self.floor.workers):
             return False
-        return self.floor.stints.longest() <= thread_patience or self.troubles.has(NO_JOB)
+        longest = self.floor.stints.longest(but=self.floor.held_up())
+        return longest <= thread_patience or self.troubles.has(NO_JOB)
 
     def beat(self) -> None:
         """Recovery moves on: it runs in the main thread, and may have much to look through."""
@@ -168,7 +170,7 @@ class Reporter:
             "devices": [station.device for station in stations],
             "resident": [list(station.resident) for station in stations],
             "running": [_progress(worker) for worker in workers if worker.pulse.progress],
-            "folders": self.inboxes.describe(),
+            "folders": self.inboxes.describe(self.floor.held_up()),
             "config_problem": self.config_problem,
             "trouble": self.troubles.told(),
         }

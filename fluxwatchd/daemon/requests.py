@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from fluxwatchd.config import Folder
+from fluxwatchd.config import Folder, answers
 from fluxwatchd.daemon.inboxes import Inboxes
 from fluxwatchd.daemon.queue import Waiting
 from fluxwatchd.delivery import Delivery, Replaced
@@ -35,23 +35,38 @@ class Clerk:
     def serve(self) -> int:
         """Carry out what waits; returns how many requests there were.
 
-        What they come to is written at once for all of them: a crash before that has them carried
-        out once more, which does no harm.
+        One about a folder that does not answer waits until it does. What they come to is written
+        at once for all of them: a crash before that has them carried out once more, which does no
+        harm.
         """
         requests = self.journal.take_requests()
         end = time.monotonic() + AT_ONCE
         answered: list[int] = []
+        silent: dict[Path, bool] = {}
         orders: list[Held | Forgiven] = []
         for request in requests:
             if time.monotonic() > end:
                 break  # the rest at the next tick: pictures, signals and the watchdog come between
+            if self._must_wait(request, silent):
+                continue
             if order := self._serve_one(request):
                 orders.append(order)
             answered.append(request.id)
         self.journal.answer(answered, orders)
-        if requests:
+        if answered:
             self.inboxes.refresh()
         return len(requests)
+
+    def _must_wait(self, request: Request, silent: dict[Path, bool]) -> bool:
+        """Whether the folder that a request is about does not answer; asked once a round."""
+        folders = self.inboxes.folders()
+        places = [(folder, place) for folder in folders for place in folder.places]
+        if (found := _below(request.path, places)) is None:
+            return False
+        folder = found[0]
+        if folder.inbox not in silent:
+            silent[folder.inbox] = not answers.given(folder.places, answers.HASTE)
+        return silent[folder.inbox]
 
     def _serve_one(self, request: Request) -> Held | Forgiven | None:
         """Carry one request out; whatever is wrong with it is told, and ends nothing.

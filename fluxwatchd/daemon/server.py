@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -13,21 +14,22 @@ from types import FrameType
 import structlog
 
 from fluxwatchd import signals, systemd, work
-from fluxwatchd.config import Folder, Profile, Settings, load
+from fluxwatchd.config import Folder, Profile, Settings, answers, load
 from fluxwatchd.daemon.bell import Bell
 from fluxwatchd.daemon.floor import Floor
 from fluxwatchd.daemon.handover import Handover, Troubles
 from fluxwatchd.daemon.hooks import Hooks
 from fluxwatchd.daemon.inboxes import Inboxes
+from fluxwatchd.daemon.opening import Opening
 from fluxwatchd.daemon.pulse import Listener, Pulse
 from fluxwatchd.daemon.queue import TurnQueue
 from fluxwatchd.daemon.report import Reporter
 from fluxwatchd.daemon.requests import Clerk
-from fluxwatchd.daemon.state import opened
+from fluxwatchd.daemon.state import NO_JOB, opened
 from fluxwatchd.daemon.station import Station
 from fluxwatchd.daemon.taking import Taker
 from fluxwatchd.daemon.worker import Worker
-from fluxwatchd.delivery import Delivery, Homes, recover
+from fluxwatchd.delivery import Delivery, Homes, Recovered, recover
 from fluxwatchd.engine import devices
 from fluxwatchd.errors import ConfigError, DeliveryFailed, FluxwatchdError, StateBlocked
 from fluxwatchd.journal import Journal
@@ -114,6 +116,7 @@ class Server:
         homes = Homes(settings.daemon.state_dir / MOUNTS)
         self._journal, self._delivery, self._hooks = journal, Delivery(homes), Hooks()
         queued = TurnQueue()
+        self._opening = Opening(self._wait_for_recovery)
         self._inboxes = Inboxes(settings, journal, queued, ring, clock)
         forget = partial(work.forget_state, settings.daemon.state_dir)
         handover = Handover(journal, self._delivery, self._hooks, self._troubles, forget)
@@ -124,6 +127,7 @@ class Server:
 
     def _startup(self) -> None:
         """Recover, then start every thread; the engines load while the main loop runs."""
+        answers.begin(place for folder in self._settings.folders for place in folder.places)
         for folder in self._settings.folders:
             self._open_first(folder)
         known = {folder.inbox for folder in self._settings.folders}
@@ -162,7 +166,7 @@ class Server:
 
     def _reopen(self, folder: Folder) -> None:
         """Try again to open a folder that is paused, once no reader has a file of it."""
-        if self._floor.is_reading(folder.inbox):
+        if self._floor.is_reading(folder.inbox) or self._opening.is_under_way(folder.inbox):
             return
         try:
             self._open(folder)
@@ -177,19 +181,37 @@ class Server:
         self._inboxes.closed[folder.inbox] = reason
 
     def _prepare(self, folder: Folder) -> None:
-        """Make what is missing; but an inbox that had jobs before is a share that is away."""
+        """Make what is missing; but an inbox that had jobs before is a share that is away.
+
+        Raises DeliveryFailed, also for a share that does not answer; ConfigError.
+        """
+        with _answering():
+            answers.expect(folder.places)
         self._delivery.prepare(folder, inbox=not self._journal.has_jobs(folder))
 
     def _recover(self, folder: Folder) -> None:
         """Bring a folder's half-made deliveries to an end. Raises DeliveryFailed."""
         busy = self._floor.under_way()
-        beat = self._reporter.beat
-        found = recover(self._delivery, folder, self._journal, busy=busy, beat=beat)
+
+        def task(step: Callable[[], None]) -> Recovered:
+            def beat() -> None:
+                step()
+                self._reporter.beat()
+
+            return recover(self._delivery, folder, self._journal, busy=busy, beat=beat)
+
+        with _answering():
+            found = self._opening.recover(folder, task)
         for action in found.actions:
             log.info("recovered", kind=action.kind, file=str(action.path), what=action.text)
         for path, why in found.left:
             log.warning("a temporary file that a crash left stays", file=str(path), why=why)
         self._floor.adopt(found.unsettled)
+
+    def _wait_for_recovery(self) -> None:
+        """systemd hears of its steps, and meanwhile if it waits for room in the state folder."""
+        if self._troubles.has(NO_JOB):
+            self._reporter.beat()
 
     def _devices(self, settings: Settings) -> tuple[str | None, ...]:
         """One engine a device; a configuration without a model needs no device yet, nor torch."""
@@ -375,6 +397,16 @@ class Server:
                 self._reporter.stopped()
         tally = self._floor.tally
         log.info("stopped", done=tally.done, failed=tally.failed)
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """Turn Silent into DeliveryFailed."""
+    try:
+        yield
+    except answers.Silent as silence:
+        said = f"{silence.place} does not answer"
+        raise DeliveryFailed(said, hint=answers.BRING_BACK) from silence
 
 
 def _places(folder: Folder) -> tuple[object, ...]:

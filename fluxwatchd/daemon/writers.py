@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
+from fluxwatchd.config import answers
+from fluxwatchd.daemon.crew import Crew
 from fluxwatchd.daemon.handover import Handover, Linger, NoCopy
 from fluxwatchd.daemon.letters import Again, Closed, End, Letter, Stuck
 from fluxwatchd.daemon.queue import Waiting
@@ -24,7 +27,7 @@ Task = Callable[[], object]
 class Writers:
     """Does tasks of Handover, ``count`` at a time, and ``tell``s what came of each.
 
-    ``busy`` tasks are under way or wait for a thread; the main thread counts them.
+    The main thread counts the tasks that are under way or wait for a thread.
     """
 
     def __init__(
@@ -34,30 +37,60 @@ class Writers:
         count: int,
         stints: Stints | None = None,
     ) -> None:
-        self._handover, self._tell, self._stints = handover, tell, stints or Stints()
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="writer")
-        self.busy = 0
+        self._handover, self._tell = handover, tell
+        self._crew = Crew(count, "writer", stints or Stints())
+        self._busy: Counter[Path] = Counter()
 
-    def hand(self, waiting: Waiting, job: Job | Taken, task: Task, end: End) -> None:
-        """Have a thread do ``task``; ``end`` is what the job comes to if that goes well."""
-        self.busy += 1
-        self._pool.submit(lambda: self._tell(self._do(waiting, job, task, end)))
+    def hand(
+        self,
+        waiting: Waiting,
+        job: Job | Taken,
+        task: Task,
+        end: End,
+        linger: Linger | None = None,
+    ) -> None:
+        """Have a thread do ``task``; ``end`` is what the job comes to if that goes well.
 
-    def shutdown(self) -> None:
-        """Do what was handed over, then end."""
-        self._pool.shutdown(wait=True)
+        ``linger``: why it was put off before, if it was.
+        """
+        self._busy[waiting.folder.inbox] += 1
 
-    def _do(self, waiting: Waiting, job: Job | Taken, task: Task, end: End) -> Letter:
+        def do() -> None:
+            self._tell(self._do(waiting, job, task, end, linger))
+
+        self._crew.submit(waiting.folder, waiting.entry.name, do)
+
+    def ended(self, waiting: Waiting) -> None:
+        """A task has told what came of it."""
+        self._busy[waiting.folder.inbox] -= 1
+
+    def busy(self, but: Collection[Path] = ()) -> int:
+        """How many tasks have not, those of some inboxes left out."""
+        return sum(count for inbox, count in self._busy.items() if inbox not in but)
+
+    def relieve(self, silent: Collection[Path]) -> None:
+        """See Crew.relieve()."""
+        self._crew.relieve(silent)
+
+    def shutdown(self, silent: Callable[[], Collection[Path]] = tuple) -> None:
+        """Do what was handed over, then end; what a share holds up is left."""
+        self._crew.close(silent)
+
+    def _do(
+        self, waiting: Waiting, job: Job | Taken, task: Task, end: End, linger: Linger | None
+    ) -> Letter:
         closed = Closed(waiting, job.id, end)
+        if place := answers.silent(waiting.folder.places):  # one thread that hangs is enough
+            again = linger or self._handover.put_off(job, place, task, holds_result=end == "done")
+            return Stuck(waiting, job, again, end)
         try:
             try:
-                with self._stints.one():
-                    task()
+                task()
             except JobFailed as error:  # a result that no outbox will ever take
                 closed = replace(closed, end="failed")
                 self._handover.set_aside(job, error, job.attempt)
-        except Linger as linger:
-            return Stuck(waiting, linger.job, linger, closed.end)
+        except Linger as why:
+            return Stuck(waiting, why.job, why, closed.end)
         except NoCopy as error:
             return Again(error.prepared)
         except StateLost as error:

@@ -41,19 +41,23 @@ class Homes:
         """Raise Away if the mount that ``root`` lay on is gone; OSError if it cannot be noted."""
         point, key = share_of(root), os.fspath(root)
         with self._lock:
-            if self._known is None:
-                self._known = self._read()
-            before = self._known.get(key)
-            if before == point:
-                return
-            gone = before is not None and share_of(Path(before)) != before
+            before = self._remembered().get(key)
+        if before == point:
+            return
+        gone = before is not None and share_of(Path(before)) != before  # it may hang: no lock
+        with self._lock:
             if before is not None and gone and self._is_meant(key):
                 raise Away(root, before, self._file)
             if before is not None:
                 log.info("%s lies on another mount now: %s, before %s", key, point, before)
-            self._known[key] = point
+            self._remembered()[key] = point
             if point != "/" or before is not None:
                 self._write()
+
+    def _remembered(self) -> dict[str, str]:
+        if self._known is None:
+            self._known = self._read()
+        return self._known
 
     def _is_meant(self, key: str) -> bool:
         """Whether the file still says where this folder lies; what it no longer says is forgotten.

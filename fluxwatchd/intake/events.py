@@ -1,10 +1,11 @@
 """watchdog, as what it is good for: waking the scan.
 
-A folder's watch goes through these states, all on one thread: its filesystem is looked at; a
+A folder's watch goes through these states, on a thread of its own: its filesystem is looked at; a
 watchdog observer of its own is started; a canary (a hidden folder with a file in it, removed at
 once) must raise its event; then the observer's threads and the inbox's identity are looked at every
 second, and the canary is sent again now and then. Whatever fails makes the folder a polled one,
-with the reason, and is tried again with pauses that grow.
+with the reason, and is tried again with pauses that grow. A share that does not answer holds up no
+watch but its own.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ CANARY: Final = ".fluxwatchd-canary-"
 CANARY_WAIT: Final = 5.0
 CANARY_EVERY: Final = 900.0
 TICK: Final = 1.0
-STOP_PATIENCE: Final = 15.0
-"""Seconds that a stop waits for the watches to end: more than a canary is waited for."""
+STOP_PATIENCE: Final = 5.0
+"""Seconds that a stop waits for the watches to end; one whose share does not answer never does."""
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 300.0
 
@@ -67,17 +68,26 @@ class Watcher:
         self._watches = {folder.inbox: _Watch(folder, wake) for folder in folders}
         self._ended: list[_Watch] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="fluxwatchd-events", daemon=True)
+        self._thread = threading.Thread(target=self._poll, name="fluxwatchd-poll", daemon=True)
 
     def start(self) -> None:
         """Begin; returns at once."""
+        with self._lock:
+            for watch in self._watches.values():
+                watch.start()
         self._thread.start()
 
     def stop(self) -> None:
         """End all threads; no wake comes after it returns, unless a share does not answer."""
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(STOP_PATIENCE)
+        with self._lock:
+            everything = (*self._watches.values(), *self._ended)
+        for watch in everything:
+            watch.end()
+        end = time.monotonic() + STOP_PATIENCE
+        for thread in (self._thread, *(watch.thread for watch in everything)):
+            if thread.is_alive():
+                thread.join(max(0.0, end - time.monotonic()))
 
     def replace(self, folders: Iterable[Folder]) -> None:
         """Watch these folders from now on (after a reload)."""
@@ -90,7 +100,12 @@ class Watcher:
                 self._watches[folder.inbox] = (
                     before.pop(folder.inbox) if same else _Watch(folder, self._wake)
                 )
-            self._ended.extend(before.values())
+                if not same and self._thread.is_alive():
+                    self._watches[folder.inbox].start()
+            for watch in before.values():
+                watch.end()
+            ended = (*self._ended, *before.values())
+            self._ended = [watch for watch in ended if watch.thread.is_alive()]
         self._wake()
 
     def health(self, folder: Folder) -> Health:
@@ -99,47 +114,45 @@ class Watcher:
             watch = self._watches.get(folder.inbox)
         return watch.health if watch else Health("polling", "it is not watched")
 
-    def _run(self) -> None:
-        polled = time.monotonic()
-        while not self._stop.wait(TICK if self._all_started() else 0):
+    def _poll(self) -> None:
+        while not self._stop.wait(self._poll_seconds):
             with self._lock:
-                watches = tuple(self._watches.values())
-                ended, self._ended = self._ended, []
-            for watch in ended:
-                watch.close()
-            for watch in watches:
-                watch.tick(time.monotonic(), self._stop)
-            is_polling = any(watch.health.mode == "polling" for watch in watches)
-            if is_polling and time.monotonic() - polled >= self._poll_seconds:
-                polled = time.monotonic()
+                is_polling = any(one.health.mode == "polling" for one in self._watches.values())
+            if is_polling:
                 self._wake()
-        with self._lock:
-            everything = (*self._watches.values(), *self._ended)
-        for watch in everything:
-            watch.close()
-
-    def _all_started(self) -> bool:
-        with self._lock:
-            return all(watch.is_started for watch in self._watches.values())
 
 
 class _Watch:
-    """One folder's observer. Used by the watcher's thread alone, but for ``health``."""
+    """One folder's observer. Used by its thread alone, but for ``health``, start() and end()."""
 
     def __init__(self, folder: Folder, wake: Callable[[], None]) -> None:
         self.folder = folder
         self.health = Health("polling", "the watch is starting")
-        self.is_started = False
         self._wake = wake
         self._observer: Observer | None = None
         self._identity: tuple[int, int] | None = None
         self._next = 0.0
         self._pause = FIRST_PAUSE
         self._canary_due = 0.0
+        self._over = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="fluxwatchd-events", daemon=True)
 
-    def tick(self, now: float, stop: threading.Event) -> None:
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self.thread.start()
+
+    def end(self) -> None:
+        """Have the threads end; returns at once."""
+        self._over.set()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self._tick(time.monotonic(), self._over)
+            self._over.wait(TICK)
+        self._close()
+
+    def _tick(self, now: float, stop: threading.Event) -> None:
         """See to this folder's watch: start it, or see whether it lives."""
-        self.is_started = True
         if self._observer is None:
             if now >= self._next:
                 self._start(now, stop)
@@ -148,7 +161,7 @@ class _Watch:
         elif now >= self._canary_due:
             self._send_canary(self._observer, now, stop)
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """End the observer's threads."""
         observer, self._observer = self._observer, None
         if observer is not None:
@@ -195,7 +208,7 @@ class _Watch:
 
     def _fall_back(self, reason: str, now: float) -> None:
         """Poll, scan now, and try the watch again after a pause."""
-        self.close()
+        self._close()
         self.health = Health("polling", reason)
         self._next = now + self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)

@@ -1,0 +1,89 @@
+"""The reader and writer threads, and those that take the place of ones that a share holds up."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from house import until
+
+from fluxwatchd.config import Folder
+from fluxwatchd.daemon.crew import Crew
+from fluxwatchd.daemon.stints import Stints
+
+HANGS = Folder(inbox=Path("/share/in"), outbox=Path("/share/out"))
+WELL = Folder(inbox=Path("/disk/in"), outbox=Path("/disk/out"))
+
+
+class Hands:
+    """Tasks that wait to be let go, and how many were done at once."""
+
+    def __init__(self) -> None:
+        self.go, self.lock = threading.Event(), threading.Lock()
+        self.now = self.most = self.done = 0
+
+    def wait(self) -> None:
+        """One that a share holds up."""
+        assert self.go.wait(60)
+
+    def work(self) -> None:
+        """One that is soon done."""
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        threading.Event().wait(0.01)
+        with self.lock:
+            self.now -= 1
+            self.done += 1
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_those_that_a_share_holds_up_are_replaced_until_it_answers(count: int) -> None:
+    hands, stints = Hands(), Stints()
+    crew = Crew(count, "crew", stints)
+    # 1. All hang, and so nothing is done.
+    for number in range(count):
+        crew.submit(HANGS, f"{number}.png", hands.wait)
+    until(lambda: len(stints.lasting(0)) == count, "their beginning")
+    crew.submit(WELL, "a.png", hands.work)
+    assert hands.done == 0
+    # 2. Others take their places, no more than there were.
+    crew.relieve({HANGS.inbox})
+    for _ in range(20):
+        crew.submit(WELL, "b.png", hands.work)
+    until(lambda: hands.done == 21, "the tasks of the other folder")
+    assert hands.most <= count
+    assert stints.longest(but={HANGS.inbox}) == 0
+    # 3. The share answers: as many threads as before.
+    hands.go.set()
+    crew.relieve(())
+    for _ in range(20):
+        crew.submit(WELL, "c.png", hands.work)
+    crew.close(tuple)
+    assert (hands.done, hands.most) == (41, count)
+
+
+def test_an_end_waits_for_every_task_but_those_that_a_share_holds_up() -> None:
+    hands, stints = Hands(), Stints()
+    crew = Crew(1, "crew", stints)
+    crew.submit(HANGS, "a.png", hands.wait)
+    until(lambda: stints.lasting(0), "its beginning")
+    for _ in range(3):
+        crew.submit(WELL, "b.png", hands.work)
+    crew.close(lambda: {HANGS.inbox})
+    assert hands.done == 3
+    assert [stint.file for stint in stints.lasting(0)] == ["a.png"]
+    hands.go.set()
+    until(lambda: not stints.lasting(0), "its end")
+
+
+def test_an_end_may_drop_what_is_not_begun() -> None:
+    hands, stints = Hands(), Stints()
+    crew = Crew(1, "crew", stints)
+    crew.submit(WELL, "a.png", hands.wait)
+    until(lambda: stints.lasting(0), "its beginning")
+    crew.submit(WELL, "b.png", hands.work)
+    threading.Timer(0.1, hands.go.set).start()
+    crew.close(tuple, drop=True)
+    assert hands.done == 0

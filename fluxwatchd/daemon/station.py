@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 from fluxwatchd.config import EngineSettings, Profile
 from fluxwatchd.daemon.pulse import LOADING, Pulse
 from fluxwatchd.engine import Engine, devices, open_engine
+from fluxwatchd.engine.shares import Share
 from fluxwatchd.engine.turns import IN_FLIGHT
 from fluxwatchd.errors import ConfigError, EngineLost, FluxwatchdError, JobFailed
 from fluxwatchd.job import Checkpoint
@@ -43,7 +44,7 @@ class Station:
         self._device = device
         self._engine: Engine | None = None
         self._state = threading.Condition(threading.RLock())
-        self._at_work = 0
+        self._at_work = self._lent = 0
         self._workers = self.workers
         self._opened: tuple[Checkpoint, ...] | None = None
         self._tried: tuple[Trial, FluxwatchdError | None] | None = None
@@ -68,6 +69,25 @@ class Station:
                     self._opened = self._warm_all(self._profiles, pulse)
             return self._opened
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a picture of its own is worked on."""
+        return self._at_work > 0
+
+    def help(self, share: Share, pulse: Pulse, leave: Callable[[], bool]) -> bool:
+        """Do tiles of another station's picture; see fluxwatchd.engine.Engine."""
+        with self._state:
+            engine = self._engine
+            if engine is None or self._at_work:
+                return True
+            self._lent += 1
+        try:
+            return engine.help(share, pulse, leave=lambda: leave() or self.is_wanted)
+        finally:
+            with self._state:
+                self._lent -= 1
+                self._state.notify_all()
+
     @contextmanager
     def working(self) -> Iterator[None]:
         """While a picture is worked on, no other settings are tried."""
@@ -90,7 +110,7 @@ class Station:
     def try_out(self, trial: Trial, pulse: Pulse) -> FluxwatchdError | None:
         """Once no picture is worked on: all of it works, or what was there is as it was."""
         with self._state:
-            self._state.wait_for(lambda: self._at_work == 0)
+            self._state.wait_for(lambda: self._at_work == self._lent == 0)
             if self._tried is None or self._tried[0] is not trial:
                 with _loading(pulse):
                     self._tried = (trial, self._try(trial, pulse))

@@ -15,13 +15,15 @@ from torch import Tensor
 from fluxwatchd import __version__
 from fluxwatchd.config import Profile
 from fluxwatchd.engine import Beat, color, memory, resize, schedule, sight, stripes
+from fluxwatchd.engine.apart import Apart
 from fluxwatchd.engine.backprojection import Anchor, anchor_for, enlarges, project_back
-from fluxwatchd.engine.denoise import Batch, Guide, Predictor, cut, denoise, denoise_apart, noise
+from fluxwatchd.engine.denoise import Batch, Guide, Predictor, cut, denoise, noise
 from fluxwatchd.engine.dino import FeatureCache
 from fluxwatchd.engine.model import Model
 from fluxwatchd.engine.plain import Clock, finish
 from fluxwatchd.engine.relief import patiently
 from fluxwatchd.engine.resume import NOBODY, Keeper, Place
+from fluxwatchd.engine.shares import Offer
 from fluxwatchd.engine.sight import Mode, Sight
 from fluxwatchd.engine.tiles import Grid, Tile, plan
 from fluxwatchd.engine.turns import Away, staying
@@ -90,11 +92,12 @@ def upscale(
     make_guide: MakeGuide | None = None,
     keeper: Keeper = NOBODY,
     away: Away = staying,
+    offer: Offer | None = None,
 ) -> Upscaled:
     """Upscale ``picture`` with a resolved ``profile``; ``batch`` tiles at once, at first.
 
     ``keeper`` keeps where the picture stands, and knows where an earlier try came to. ``away`` is
-    entered for what needs no device.
+    entered for what needs no device. ``offer``, with fusion "final": others may help with tiles.
 
     Raises ConfigError, JobFailed, and whatever ``beat`` and torch raise.
     """
@@ -132,13 +135,14 @@ def upscale(
 
     # 6. denoise, tile by tile, fused
     predict = predictor(model, plan, held, clean=clean, seen=seen, guide=guide)
+    apart = Apart(model, plan, seen=seen, wider=wider, offer=offer)
     with clock("denoise"):
-        latents = run(start, predict, plan, beat, keeper)
+        latents = run(start, predict, plan, beat, keeper, apart=apart)
 
     # 7. and 8. back to pixels, with the base's colours
     anchor = anchor_for(model.variant, profile, picture.format) if enlarges(base, source) else None
     develop = partial(
-        _develop, model.vae, plan, base,
+        _develop, model.vae, plan, base, apart,
         source=source, anchor=anchor, clock=clock, beat=beat, away=away,
     )  # fmt: skip
     image = patiently(model, partial(develop, latents))  # without the margin
@@ -150,7 +154,7 @@ def upscale(
     if stripes.shows(striped):
         held.size = keeper.again("shifted") or held.size
         with clock("denoise"):
-            shifted = run(start, predict.shifted(), plan, beat, keeper)
+            shifted = run(start, predict.shifted(), plan, beat, keeper, apart=apart)
         other = patiently(model, partial(develop, shifted))
         striped = stripes.better(striped, grid_of(other))
         if striped.shifted:
@@ -163,7 +167,10 @@ def upscale(
     if again:
         held.size = keeper.again("drift", again) or held.size
         with clock("denoise"):
-            latents = rerun(latents, clean, predict, plan, indices=again, beat=beat, keeper=keeper)
+            latents = rerun(
+                latents, clean, predict, plan,
+                indices=again, beat=beat, keeper=keeper, apart=apart,
+            )  # fmt: skip
         image = patiently(model, partial(develop, latents))
         drifts = patiently(model, partial(compare, image))
         striped = replace(striped, amplitude=grid_of(image))
@@ -182,7 +189,7 @@ def upscale(
         notes=notes(model, profile, again, striped),
         stripes=striped,
         color_shift=strayed,
-        extra={**_extra(again, anchor), **keeper.told()},
+        extra={**_extra(again, anchor), **apart.told(), **keeper.told()},
     )
 
 
@@ -338,7 +345,13 @@ def mix(clean: Tensor, field: Tensor, sigma: float) -> Tensor:
 
 
 def run(
-    start: Tensor, predict: Predictor, plan: Plan, beat: Beat, keeper: Keeper = NOBODY
+    start: Tensor,
+    predict: Predictor,
+    plan: Plan,
+    beat: Beat,
+    keeper: Keeper = NOBODY,
+    *,
+    apart: Apart,
 ) -> Tensor:
     """The whole latent (C, H, W), or with ``fusion = "final"`` every tile's (N, C, h, w)."""
     before = keeper.before("decode")
@@ -346,7 +359,7 @@ def run(
         return before.tensor("latents", start)
     if plan.profile.fusion == "final":
         every = range(len(plan.grid.tiles))
-        latents = denoise_apart(start, plan.sigmas, predict, every, beat, keeper=keeper)
+        latents = apart.denoise(start, plan.sigmas, predict, every, beat, keeper=keeper)
     else:
         latents = denoise(start, plan.sigmas, predict, beat, keeper=keeper)
     place = Place("decode", len(plan.sigmas) - 1, 0, predict.batch.size)
@@ -363,6 +376,7 @@ def rerun(
     indices: Sequence[int],
     beat: Beat,
     keeper: Keeper = NOBODY,
+    apart: Apart,
 ) -> Tensor:
     """``latents`` with the tiles at ``indices`` made anew from half the strength."""
     model = predict.model
@@ -370,7 +384,7 @@ def rerun(
         plan.sigmas[0] / 2, len(plan.sigmas) - 1, schedule.native_mu(model.variant)
     )
     start = mix(clean, noise(clean.shape, plan.seed, model.device), levels[0])
-    made = denoise_apart(start, levels, predict, indices, beat, keeper=keeper)
+    made = apart.denoise(start, levels, predict, indices, beat, keeper=keeper)
     latents = latents.clone()
     if plan.profile.fusion == "final":
         latents[list(indices)] = made
@@ -390,6 +404,7 @@ def _develop(
     vae: Vae,
     plan: Plan,
     base: Floats,
+    apart: Apart,
     latents: Tensor,
     *,
     source: Floats,
@@ -401,7 +416,7 @@ def _develop(
     """Latents to pixels (H, W, 3) of the picture itself, colours locked, tied to the source."""
     with clock("decode"):
         if plan.profile.fusion == "final":
-            image = decode_tiles(vae, latents, plan.grid, beat)
+            image = apart.decode(latents, plan.grid, beat)
         else:
             image = decode_picture(vae, latents, beat)
     image = image[plan.shown]
@@ -411,15 +426,6 @@ def _develop(
         if anchor is None:
             return image
         return project_back(image, source, rounds=anchor.rounds, amount=anchor.amount)
-
-
-def decode_tiles(vae: Vae, latents: Tensor, grid: Grid, beat: Beat) -> Floats:
-    """Finished tiles (N, C, h, w), decoded one by one and blended in pixels."""
-    per = vae.factor * latents.shape[2] // grid.shape[0]
-    out = np.zeros((grid.rows.length * per, grid.columns.length * per, 3), np.float32)
-    for tile, weight, latent in zip(grid.tiles, grid.weights(per), latents, strict=True):
-        out[tile.cut(per)] += decode_picture(vae, latent, beat) * weight[..., None]
-    return out
 
 
 # --- drift ----------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
-"""Tiles of one picture by several devices: the same bytes as by one, whatever becomes of a helper."""
+"""Tiles of one picture by several devices: the bytes of one, whatever becomes of a helper."""
 
 from __future__ import annotations
 
 import itertools
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import faulty
@@ -25,34 +25,36 @@ from fluxwatchd.imageio import Picture
 LONG = 60
 CPU = EngineSettings(device="cpu")
 PICTURE = Picture(tiny.photo(40, 56))
+SMALL = Picture(tiny.photo(21, 27))
 TICKET = Ticket("ab" * 32, "0123456789abcdef", 7)
 FINAL = Profile(variant="nano", scale=2.0, tile_size=24, overlap=4, steps=3, fusion="final")
 
 
-@pytest.fixture(autouse=True)
-def _exact(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def _exact():
     """Compute in float32, also on a CPU with matrix units for bfloat16."""
-    monkeypatch.setattr(memory, "dtype_for", lambda device: torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "dtype_for", lambda device: torch.float32)
+        yield
 
 
-@pytest.fixture
-def pair():
-    """Two engines: a picture's own, and one that helps with FINAL."""
+@pytest.fixture(scope="module")
+def pair(_exact):
+    """Two engines: a picture's own, and one that helps where it has the model."""
     with open_engine(CPU, device="cpu") as own, open_engine(CPU, device="cpu") as other:
         other.warm(FINAL)
         yield own, other
 
 
 @pytest.fixture(scope="module")
-def alone():
+def alone(pair):
     """What one device makes of PICTURE."""
     made = {}
 
     def run(profile, picture=PICTURE):
         key = profile, id(picture)
         if key not in made:
-            with open_engine(CPU) as engine:
-                made[key] = engine.upscale(picture, profile, 7)
+            made[key] = pair[0].upscale(picture, profile, 7)
         return made[key]
 
     return run
@@ -106,25 +108,24 @@ GUIDED = {
 
 
 @pytest.mark.parametrize("mode", ["tokens", "guide", "both"])
-def test_helpers_see_by_the_same_dino(alone, mode):
+def test_helpers_see_by_the_same_dino(pair, alone, mode):
+    own, other = pair
     profile = Profile(**GUIDED, dino_mode=mode)
-    picture = Picture(tiny.photo(21, 27))
-    with open_engine(CPU) as own, open_engine(CPU) as other:
-        other.warm(profile)
-        done = own.upscale(picture, profile, 7, offer=helped(other, 2))
-    assert same(done, alone(profile, picture))[1]["denoised"] == 2
+    other.warm(profile)
+    done = own.upscale(SMALL, profile, 7, offer=helped(other, 2))
+    assert same(done, alone(profile, SMALL))[1]["denoised"] == 2
 
 
-def test_runs_again_of_striped_and_drifting_pictures_are_helped_with_too(alone, tmp_path):
+def test_runs_again_of_striped_and_drifting_pictures_are_helped_with_too(pair, alone, tmp_path):
+    own, other = pair
     model, (encoder, _) = tiny.striped(tmp_path / "model", 60.0), tiny.dino(tmp_path)
     profile = Profile(
         variant="nano-img2img", scale=2.0, strength=0.6, steps=2, tile_size=40, overlap=8,
         model=str(model), dino_encoder=str(encoder), max_drift=0.0, fusion="final",
     )  # fmt: skip
     picture, seen = Picture(tiny.photo(64, 72)), []
-    with open_engine(CPU) as own, open_engine(CPU) as other:
-        other.warm(profile)
-        done = own.upscale(picture, profile, 7, offer=helped(other, 2, seen=seen))
+    other.warm(profile)
+    done = own.upscale(picture, profile, 7, offer=helped(other, 2, seen=seen))
     whole = alone(profile, picture)
     assert whole.stripes.shifted and whole.extra["rerun"]
     assert same(done, whole)[1] == {"device": "cpu", "denoised": 6, "decoded": 6}
@@ -132,22 +133,21 @@ def test_runs_again_of_striped_and_drifting_pictures_are_helped_with_too(alone, 
 
 
 @pytest.mark.parametrize("variant", ["schnell", "dev"])
-def test_a_prompts_states_are_the_owners(alone, tmp_path, variant):
+def test_a_prompts_states_are_the_owners(pair, alone, tmp_path, variant):
+    own, other = pair
     model = tiny.diffusers_folder(tmp_path, guidance=variant == "dev")
     profile = Profile(
         variant=variant, model=str(model), scale=2.0, steps=2, strength=0.6, tile_size=32,
         overlap=8, dino_mode="off", fusion="final",
     )  # fmt: skip
-    with open_engine(CPU) as own, open_engine(CPU) as other:
-        other.warm(profile)
-        done = own.upscale(PICTURE, profile, 7, offer=helped(other, 2))
+    other.warm(profile)
+    done = own.upscale(PICTURE, profile, 7, offer=helped(other, 2))
     assert same(done, alone(profile))[1]["denoised"] == 2
 
 
-def test_threads_of_several_devices_work_off_one_picture(alone):
-    others = [open_engine(CPU, device="cpu") for _ in range(2)]
-    with open_engine(CPU) as own, Crew(others, FINAL) as crew:
-        own.warm(FINAL)
+def test_threads_of_several_devices_work_off_one_picture(pair, alone):
+    own, other = pair[0], open_engine(CPU, device="cpu")
+    with Crew([other], FINAL) as crew:
         helps = threading.Event()
 
         def beat(stage, done, total):
@@ -170,7 +170,7 @@ def test_threads_of_several_devices_work_off_one_picture(alone):
         assert sum(one["decoded"] for one in devices) == len(done.tiles.windows)
         assert devices[1]["denoised"] and lent
         crew.check()
-    assert all(not other.resident() for other in others)
+    assert not other.resident()
 
 
 # --- who does not help ----------------------------------------------------------------------
@@ -182,7 +182,7 @@ def never(share):
 
 def test_small_pictures_and_fused_steps_stay_on_one_device(pair):
     own, _ = pair
-    own.upscale(Picture(tiny.photo(16, 40)), FINAL, 7, offer=never)
+    own.upscale(Picture(tiny.photo(8, 24)), FINAL, 7, offer=never)
     own.upscale(PICTURE, FINAL.model_copy(update={"fusion": "step"}), 7, offer=never)
 
 
@@ -216,6 +216,16 @@ def test_a_model_whose_plan_changes_under_way_is_helped_no_more(pair, monkeypatc
     assert not other.help(seen[1])  # the decoding that followed was of another plan
 
 
+def _decode_alone(decode):
+    """Decoding that is not shared."""
+
+    def work(self, *given):
+        self._offer = None
+        return decode(self, *given)
+
+    return work
+
+
 # --- helpers that fail ----------------------------------------------------------------------
 
 
@@ -244,59 +254,46 @@ def fails_as(error, nth):
     return patch
 
 
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("out of memory"), MemoryError(), RuntimeError("a bug")]
-)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, RuntimeError])
 @pytest.mark.parametrize(("nth", "helps"), [(2, 0), (5, 1)])  # in its first tile, in its second
-def test_the_tiles_of_a_helper_that_fails_are_done_by_the_owner(
-    pair, alone, monkeypatch, error, nth, helps
-):
+def test_the_owner_does_the_tiles_of_a_helper_that_fails(pair, alone, error, nth, helps):
     own, other = pair
-    fails_as(error, nth)(monkeypatch)
     said = []
-    decoding = apart.Apart.decode
-    monkeypatch.setattr(  # that is shared too, and not what fails here
-        apart.Apart, "decode", lambda self, *given: decoding(_without_offer(self), *given)
-    )
-    devices = same(own.upscale(PICTURE, FINAL, 7, offer=helped(other, said=said)), alone(FINAL))
+    with pytest.MonkeyPatch.context() as patch:
+        fails_as(error("a helper's"), nth)(patch)
+        patch.setattr(apart.Apart, "decode", _decode_alone(apart.Apart.decode))
+        done = own.upscale(PICTURE, FINAL, 7, offer=helped(other, said=said))
+    devices = same(done, alone(FINAL))
     assert said == [False]
     assert (devices[1]["denoised"] if devices else 0) == helps
 
 
-def _without_offer(shared):
-    shared._offer = None
-    return shared
-
-
 @pytest.mark.parametrize("stage", ["denoise", "decode", "guide"])
-def test_memory_that_is_short_on_a_helper_changes_no_byte(stage):
+def test_memory_that_is_short_on_a_helper_changes_no_byte(pair, alone, stage):
+    own, other = pair
     profile = Profile(**GUIDED, dino_mode="guide")
-    picture = Picture(tiny.photo(21, 27))
-    with open_engine(CPU) as own, open_engine(CPU) as other:
-        whole = own.upscale(picture, profile, 7)
-        other.warm(profile)
-        at_work, said = [], []
+    other.warm(profile)
+    at_work, said = [], []
 
-        def short():
-            if at_work:
-                raise torch.OutOfMemoryError("out of memory")
+    def short():
+        if at_work:
+            raise torch.OutOfMemoryError("out of memory")
 
-        mend = faulty.break_at(stage, short)
-        try:
+    @contextmanager
+    def offer(share):
+        at_work.append(1)
+        said.append(other.help(share))
+        at_work.clear()
+        yield
+        share.close()
 
-            @contextmanager
-            def offer(share):
-                at_work.append(1)
-                said.append(other.help(share))
-                at_work.clear()
-                yield
-                share.close()
-
-            done = own.upscale(picture, profile, 7, offer=offer)
-        finally:
-            mend()
+    whole, mend = alone(profile, SMALL), faulty.break_at(stage, short)
+    try:
+        done = own.upscale(SMALL, profile, 7, offer=offer)
+    finally:
+        mend()
     same(done, whole)
-    assert said == ([True, False] if stage == "decode" else [False, True])
+    assert said == [False, stage != "decode"]  # guidance decodes too
 
 
 def test_a_broken_device_is_told_of_and_the_picture_is_done(pair, alone, monkeypatch):
@@ -312,32 +309,23 @@ def test_a_broken_device_is_told_of_and_the_picture_is_done(pair, alone, monkeyp
         yield
         share.close()
 
-    monkeypatch.setattr(apart, "LEAST_RUNS", 5)
-    same(
-        own.upscale(PICTURE, FINAL, 7, offer=lambda share: _once(offer, lost, share)), alone(FINAL)
-    )
+    def once(share):  # decoding is shared too
+        return nullcontext() if lost else offer(share)
+
+    same(own.upscale(PICTURE, FINAL, 7, offer=once), alone(FINAL))
     assert lost == [True]
 
 
-@contextmanager
-def _once(offer, lost, share):
-    if lost:
-        yield
-        return
-    with offer(share):
-        yield
-
-
-def test_a_crew_tells_of_a_broken_device_once_the_picture_is_done(alone, monkeypatch):
+def test_a_crew_tells_of_a_broken_device_once_the_picture_is_done(pair, alone, monkeypatch):
+    whole = alone(FINAL)
     fails_as(torch.AcceleratorError("CUDA error: illegal access"), 1)(monkeypatch)
-    with open_engine(CPU) as own, Crew([open_engine(CPU)], FINAL) as crew:
-        own.warm(FINAL)
+    with Crew([open_engine(CPU)], FINAL) as crew:
 
         def beat(stage, done, total):
             if stage == "denoise" and done:
                 crew._threads[0].join(LONG)
 
-        same(own.upscale(PICTURE, FINAL, 7, beat, offer=crew.offer("a.png")), alone(FINAL))
+        same(pair[0].upscale(PICTURE, FINAL, 7, beat, offer=crew.offer("a.png")), whole)
         with pytest.raises(EngineLost):
             crew.check()
 
@@ -363,15 +351,10 @@ def test_a_helper_that_hangs_is_not_waited_for(pair, alone):
             over.set()
             thread.join(LONG)
 
-    monkey = pytest.MonkeyPatch()
-    with monkey.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(apart.Apart, "decode", _decode_alone(apart.Apart.decode))
         assert same(own.upscale(PICTURE, FINAL, 7, offer=offer), alone(FINAL)) is None
     assert left == [True]  # it left what it had, unharmed
-
-
-def _decode_alone(decode):
-    return lambda self, *given: decode(_without_offer(self), *given)
 
 
 # --- stops and restarts ---------------------------------------------------------------------
@@ -427,37 +410,35 @@ def test_a_stopped_helper_gives_its_tiles_back(pair, alone):
     assert devices[1]["denoised"] == 1
 
 
-@pytest.mark.parametrize("runs", [0, 2, 5])
-@pytest.mark.parametrize("nth", [2, 4, 8, 11])
-def test_a_killed_picture_goes_on_with_or_without_help(tmp_path, alone, monkeypatch, nth, runs):
+@pytest.fixture
+def kept(pair, tmp_path, monkeypatch):
+    """The picture's own engine, which keeps a state a batch, and the one that helps."""
     monkeypatch.setenv(INTERVAL, "0")
-    with open_engine(CPU) as other:
-        other.warm(FINAL)
-        with open_engine(CPU, state_dir=tmp_path) as own, pytest.raises(Killed):
-            own.upscale(
-                PICTURE, FINAL, 7, Kill("denoise", nth), ticket=TICKET, offer=helped(other, runs)
-            )
-        assert len(states(tmp_path)) == 1
-        with open_engine(CPU, state_dir=tmp_path) as own:
-            offer = helped(other, 2)
-            done = own.upscale(PICTURE, FINAL, 7, ticket=TICKET, offer=offer)
-    devices = same(done, alone(FINAL))
-    steps_left = done.extra["resumed"]["tiles_evaluated_since"]
-    tiles = len(done.tiles.windows)
-    kept = done.extra["resumed"]["done"] * 3 + done.extra["resumed"]["step"]
-    assert steps_left == tiles * 3 - kept
-    assert sum(one["denoised"] for one in devices) == tiles - done.extra["resumed"]["done"]
+    own, other = pair
+    monkeypatch.setattr(own, "_state_dir", tmp_path)
+    return own, other
 
 
-def test_what_is_kept_grows_over_tiles_that_helpers_did(tmp_path, monkeypatch):
-    monkeypatch.setenv(INTERVAL, "0")
-    with open_engine(CPU, state_dir=tmp_path) as own, open_engine(CPU) as other:
-        other.warm(FINAL)
-        with pytest.raises(Killed):  # two steps into the owner's second tile
-            own.upscale(
-                PICTURE, FINAL, 7, Kill("denoise", 6), ticket=TICKET, offer=helped(other, 4)
-            )
-        done = own.upscale(PICTURE, FINAL, 7, ticket=TICKET)
+@pytest.mark.parametrize(("nth", "runs"), [(3, 0), (3, 2), (4, 2), (4, 5), (8, 0), (8, 5), (11, 2)])
+def test_a_killed_picture_goes_on_with_or_without_help(tmp_path, kept, alone, nth, runs):
+    own, other = kept
+    with pytest.raises(Killed):
+        own.upscale(
+            PICTURE, FINAL, 7, Kill("denoise", nth), ticket=TICKET, offer=helped(other, runs)
+        )
+    assert len(states(tmp_path)) == 1
+    done = own.upscale(PICTURE, FINAL, 7, ticket=TICKET, offer=helped(other, 2))
+    devices, resumed = same(done, alone(FINAL)), done.extra["resumed"]
+    left = len(done.tiles.windows) - resumed["done"]
+    assert resumed["tiles_evaluated_since"] == 3 * left - resumed["step"]
+    assert sum(one["denoised"] for one in devices) == left
+
+
+def test_what_is_kept_grows_over_tiles_that_helpers_did(kept):
+    own, other = kept
+    with pytest.raises(Killed):  # two steps into the owner's second tile
+        own.upscale(PICTURE, FINAL, 7, Kill("denoise", 6), ticket=TICKET, offer=helped(other, 4))
+    done = own.upscale(PICTURE, FINAL, 7, ticket=TICKET)
     assert done.extra["resumed"]["done"] == 5 and done.extra["resumed"]["step"] == 1
 
 

@@ -1,0 +1,137 @@
+"""The daemon and `upscale` on two devices: the tiles of one large picture go to both."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import several
+from house import House, photo, until
+from PIL import Image, ImageChops
+
+from fluxwatchd.engine.resume import INTERVAL
+
+PROFILE = """
+variant = "nano"
+scale = 2.0
+steps = 3
+tile_size = 24
+overlap = 4
+fusion = "final"
+seed = 7
+"""
+TWO = [sys.executable, str(Path(several.__file__))]
+LARGE = (160, 120)
+
+
+@pytest.fixture
+def house(tmp_path):
+    made = House(tmp_path / "house", PROFILE)
+    yield made
+    made.kill()
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory):
+    """The large picture by one device."""
+    house = House(tmp_path_factory.mktemp("one"), PROFILE)
+    house.drop("large.png", size=LARGE)
+    assert house.run() == 0, house.said()
+    assert "devices" not in house.record("large.png")["extra"]
+    return Image.open(house.outbox / "large.png")
+
+
+def running(house):
+    """(file, stage) of every device at work, as ``status`` is told."""
+    try:
+        with sqlite3.connect(f"file:{house.state}/journal.sqlite?mode=ro", uri=True) as database:
+            told = dict(database.execute("SELECT * FROM live").fetchall())
+    except sqlite3.Error:
+        return []
+    at_work = json.loads(told.get("running", "[]"))
+    return [(Path(one["file"]).name, one["stage"]) for one in at_work if "file" in one]
+
+
+def both(house):
+    return running(house) == [("large.png", "denoise")] * 2
+
+
+def same(picture, other):
+    return ImageChops.difference(picture, other).getbbox() is None
+
+
+def test_both_devices_do_the_tiles_of_a_large_picture(house, wanted):
+    house.drop("large.png", size=LARGE)
+    house.start("--until-idle", prefix=TWO)
+    until(lambda: both(house), "two devices at one picture")
+    assert house.wait() == 0, house.said()
+    assert same(Image.open(house.outbox / "large.png"), wanted)
+    record = house.record("large.png")
+    first, second = record["extra"]["devices"]
+    count = record["tiles"]["count"]
+    assert first["denoised"] + second["denoised"] == count and second["denoised"] > 0
+    assert first["decoded"] + second["decoded"] == count
+    assert (first["device"], second["device"]) == ("cpu", "cpu")
+
+
+def test_a_picture_that_waits_comes_before_help(house, wanted):
+    house.start(prefix=TWO).ready()
+    house.drop("large.png", size=LARGE)
+    until(lambda: both(house), "two devices at one picture")
+    for number in (1, 2):
+        house.drop(f"small{number}.png", seed=number)
+    until(lambda: house.closed("small1.png") and house.closed("small2.png"), "the small ones")
+    assert not house.closed("large.png")
+    until(lambda: house.closed("large.png"), "the large one")
+    assert house.stop() == 0, house.said()
+    assert same(Image.open(house.outbox / "large.png"), wanted)
+
+
+def test_a_kill_while_two_devices_are_at_it_costs_no_byte(house, wanted):
+    house.drop("large.png", size=LARGE)
+    house.start(prefix=TWO, **{INTERVAL: "0"})
+    until(lambda: both(house) and [*house.state.glob("resume/*.safetensors")], "a state")
+    house.kill()
+    house.start("--until-idle", prefix=TWO)
+    assert house.wait() == 0, house.said()
+    assert same(Image.open(house.outbox / "large.png"), wanted)
+    extra = house.record("large.png")["extra"]
+    left = house.record("large.png")["tiles"]["count"] - extra["resumed"]["done"]
+    assert sum(one["denoised"] for one in extra["devices"]) == left
+
+
+def test_a_helper_whose_device_breaks_ends_the_process_and_blames_no_picture(house, wanted):
+    armed = house.root / "armed"
+    house.drop("large.png", size=LARGE)
+    armed.touch()
+    house.start(prefix=[*TWO, "--breaks", str(armed)])
+    assert house.wait() == 75, house.said()
+    assert house.places()["inbox"] == ["large.png"] and not house.places()["failed"]
+    armed.unlink()
+    house.start("--until-idle", prefix=TWO)
+    assert house.wait() == 0, house.said()
+    assert same(Image.open(house.outbox / "large.png"), wanted)
+    assert house.record("large.png")["attempt"] == 1
+
+
+def test_a_stop_ends_both(house):
+    house.drop("large.png", size=LARGE)
+    house.start(prefix=TWO)
+    until(lambda: both(house), "two devices at one picture")
+    assert house.stop() == 0, house.said()
+    assert house.places()["inbox"] == ["large.png"]
+
+
+def test_upscale_has_the_other_device_help(tmp_path, wanted):
+    photo(LARGE).save(tmp_path / "large.png")
+    config = tmp_path / "config.toml"
+    config.write_text(f'[[folder]]\ninbox = "i"\noutbox = "o"\n[defaults]{PROFILE}')
+    command = [*TWO, "fluxwatchd", "upscale", "large.png", "--output", "out"]
+    command += ["--config", str(config), "--set", f"daemon.state_dir={tmp_path / 'state'}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert same(Image.open(tmp_path / "out" / "large.png"), wanted)
+    record = json.loads((tmp_path / "out" / "large.png.json").read_text())
+    assert record["extra"]["devices"][1]["denoised"] > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,6 @@ from pathlib import Path
 from fluxwatchd.config import EngineSettings, Profile
 from fluxwatchd.daemon.pulse import LOADING, Pulse
 from fluxwatchd.engine import Engine, devices, open_engine
-from fluxwatchd.engine.shares import Share
 from fluxwatchd.engine.turns import IN_FLIGHT
 from fluxwatchd.errors import ConfigError, EngineLost, FluxwatchdError, JobFailed
 from fluxwatchd.job import Checkpoint
@@ -74,15 +73,17 @@ class Station:
         """Whether a picture of its own is worked on."""
         return self._at_work > 0
 
-    def help(self, share: Share, pulse: Pulse, leave: Callable[[], bool]) -> bool:
-        """Do tiles of another station's picture; see fluxwatchd.engine.Engine."""
+    @contextmanager
+    def lending(self) -> Iterator[Engine | None]:
+        """The engine for another station's picture, None if it is wanted here.
+
+        Meanwhile no other settings are tried.
+        """
         with self._state:
-            engine = self._engine
-            if engine is None or self._at_work:
-                return True
+            engine = None if self._at_work else self._engine
             self._lent += 1
         try:
-            return engine.help(share, pulse, leave=lambda: leave() or self.is_wanted)
+            yield engine
         finally:
             with self._state:
                 self._lent -= 1

@@ -166,18 +166,21 @@ class Worker(threading.Thread):
 
     def _help(self, item: Help) -> Home:
         """Tiles of another device's picture. Raises EngineLost if this device broke."""
-        self.pulse.begin(item.name, told=False)
         useful = True
-        try:
-            useful = self.station.help(item.share, self.pulse, self._has_item)
-        except Interrupted:  # a stop; the tiles went back
-            pass
-        finally:
-            self.pulse.end()
+        with self.station.lending() as engine:
+            self.pulse.begin(item.name, told=False)
+            try:
+                if engine is not None:
+                    useful = engine.help(item.share, self.pulse, leave=self._is_wanted)
+            except Interrupted:  # a stop; the tiles went back
+                pass
+            finally:
+                self.pulse.end()
         return Home(self.lane, item.share, useful)
 
-    def _has_item(self) -> bool:
-        return not self._inbox.empty()
+    def _is_wanted(self) -> bool:
+        """Whether there is something to do here."""
+        return self.station.is_wanted or not self._inbox.empty()
 
     def _do(self, prepared: Prepared) -> Event:
         """One picture; every way it can end is an Event."""

@@ -111,13 +111,14 @@ class Denoising:
         """See Order. Raises what torch raises."""
         predict, own = self._predictor(model, make_guide), self.predict.grid.tiles
         steps = len(self.sigmas) - 1
+        total = len(self.indices) * steps
 
         def work(run: Run) -> Tensor:
             indices = self.indices[run.start : run.stop]
             predict.batch.size = len(run)
             tiles = cut(self.latent, [own[i] for i in indices], model.packing).to(model.device)
             for step in range(steps):
-                beat("denoise", step, steps)
+                beat("denoise", run.start * steps + step * len(run), total)
                 tiles = euler(tiles, self.sigmas, step, predict, indices)
             return tiles.cpu()
 

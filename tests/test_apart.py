@@ -183,7 +183,8 @@ def never(share):
 def test_small_pictures_and_fused_steps_stay_on_one_device(pair):
     own, _ = pair
     own.upscale(Picture(tiny.photo(8, 24)), FINAL, 7, offer=never)
-    own.upscale(PICTURE, FINAL.model_copy(update={"fusion": "step"}), 7, offer=never)
+    fused = FINAL.model_copy(update={"fusion": "step", "max_drift": 0.0})
+    assert own.upscale(PICTURE, fused, 7, offer=never).extra["rerun"]
 
 
 def test_another_model_is_of_no_use(pair, alone):

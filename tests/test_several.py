@@ -4,6 +4,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image, ImageChops
 
 from fluxwatchd import imageio
 from fluxwatchd.config import EngineSettings, Profile
+from fluxwatchd.daemon.pulse import Pulse
 from fluxwatchd.engine import open_engine
 from fluxwatchd.engine.resume import INTERVAL
 
@@ -126,3 +128,24 @@ def test_upscale_has_the_other_device_help(tmp_path, wanted):
     assert same(Image.open(tmp_path / "out" / "large.png"), wanted)
     record = json.loads((tmp_path / "out" / "large.png.json").read_text())
     assert record["extra"]["devices"][1]["denoised"] > 0
+
+
+def test_a_helper_is_seen_by_status_and_not_by_the_pictures_bar():
+    told = []
+
+    class Bar:
+        def __call__(self, *beat):
+            told.append(beat)
+
+        def end(self, name):
+            told.append(name)
+
+    pulse = Pulse(threading.Event(), listener=Bar())
+    pulse.begin("/in/large.png", told=False)
+    pulse("denoise", 3, 4)
+    assert pulse.progress is not None and pulse.progress.done == 3 and not told
+    pulse.end()
+    pulse.begin("/in/own.png")
+    pulse("denoise", 1, 4)
+    pulse.end()
+    assert told == [("/in/own.png", "denoise", 1, 4), "/in/own.png"]

@@ -166,10 +166,16 @@ def euler(
     return tiles + (sigmas[step + 1] - sigmas[step]) * predict(tiles, sigmas[step], indices)
 
 
+def wait_for(tensor: Tensor) -> None:
+    """Wait until a GPU has made it: whoever only queues its runs would take them all."""
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+
+
 class Apart:
     """What an engine does with the tiles of its own picture; others may help if they are offered.
 
-    ``wider`` is the source (H, W, 3) that DINO saw.
+    With fusion "step" nothing is offered. ``wider`` is the source (H, W, 3) that DINO saw.
     """
 
     def __init__(
@@ -182,7 +188,7 @@ class Apart:
         offer: Offer | None = None,
     ) -> None:
         self._model, self._plan, self._seen, self._wider = model, plan, seen, wider
-        self._offer = offer
+        self._offer = offer if plan.profile.fusion == "final" else None
         self._did: dict[Helper | None, list[int]] = {None: [0, 0]}
 
     def told(self) -> dict[str, object]:
@@ -245,9 +251,11 @@ class Apart:
                         break
                     own = euler(own, sigmas, step, predict, part)
                     pen.step(run, own, step + 1)
+                if order is not None:
+                    wait_for(own)
+                    if kind(self._model) != order.kind:  # memory was short: it is another model now
+                        share.dismiss()
                 self._did[None][0] += pen.done(run, own)
-                if order is not None and kind(self._model) != order.kind:
-                    share.dismiss()  # memory was short: from here on it is another model
         pen.beat(beat)
         return finished
 

@@ -26,7 +26,7 @@ from fluxwatchd.bench.report import machine, table
 from fluxwatchd.bench.report import save as keep
 from fluxwatchd.config import EngineSettings, Profile
 from fluxwatchd.engine import Beat, apart, memory
-from fluxwatchd.engine.crew import Crew
+from fluxwatchd.engine.helpers import Helpers
 from fluxwatchd.engine.model import Model
 from fluxwatchd.engine.resident import ResidentEngine, ramp
 from fluxwatchd.engine.turns import IN_FLIGHT
@@ -203,18 +203,18 @@ def measure(
             seconds, alone = lap(lambda: own.upscale(picture, large, 0))
             took[1].append(seconds)
             tell(f"the large picture on 1: {seconds:.2f} s")
-        with Crew(others, large) as crew:
-            while crew.ready < len(others):
-                crew.check()
+        with Helpers(others, large) as helpers:
+            while helpers.ready < len(others):
+                helpers.check()
                 time.sleep(0.05)
-            offer = crew.offer(NAME)
+            offer = helpers.offer(NAME)
             own.upscale(picture, large, 0, offer=offer)
             tell("the large picture, to warm up the others")
             for _ in range(rounds):
                 seconds, shared = lap(lambda: own.upscale(picture, large, 0, offer=offer))
                 took[many].append(seconds)
                 tell(f"the large picture on {many}: {seconds:.2f} s, {shared.extra.get('devices')}")
-            crew.check()
+            helpers.check()
     return Report(
         devices=[memory.device_name(device) for device in devices],
         plan=alone.checkpoint.plan,

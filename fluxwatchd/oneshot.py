@@ -19,7 +19,7 @@ from fluxwatchd import work
 from fluxwatchd.config import Folder, Profile, Settings
 from fluxwatchd.delivery import Delivery
 from fluxwatchd.engine import Beat, Engine, devices, open_engine
-from fluxwatchd.engine.crew import Crew
+from fluxwatchd.engine.helpers import Helpers
 from fluxwatchd.engine.shares import Offer
 from fluxwatchd.errors import FluxwatchdError, InputRejected, Interrupted, JobFailed
 from fluxwatchd.imageio import Picture
@@ -52,13 +52,13 @@ def upscale(
     first, *others = devices(settings.engine) if profile.kind.has_model else ("cpu",)
     state_dir = settings.daemon.state_dir
     opened = partial(open_engine, settings.engine, state_dir=state_dir)
-    helpers = others if profile.fusion == "final" else ()
+    free = others if profile.fusion == "final" else ()
     with (
         _stoppable() as stop,
         ThreadPoolExecutor(1, thread_name_prefix="reader") as reader,
         _Outgoing(state_dir) as outgoing,
         opened(device=first) as engine,
-        Crew([opened(device=one) for one in helpers], profile) as crew,
+        Helpers([opened(device=one) for one in free], profile) as helpers,
     ):
         upcoming = [reader.submit(_take, files[0], output, profile)]
         for number, file in enumerate(files):
@@ -67,10 +67,10 @@ def upscale(
                 upcoming.append(reader.submit(_take, files[number + 1], output, profile))
             try:
                 job, picture = taken.result()
-                beat, offer = _beat(watch, file, stop), crew.offer(str(file))
+                beat, offer = _beat(watch, file, stop), helpers.offer(str(file))
                 result = _make(engine, job, picture, beat, offer=offer, state_dir=state_dir)
                 outgoing.put(file, result)
-                crew.check()
+                helpers.check()
             except JobFailed as error:
                 outgoing.fail(file, error)
             finally:

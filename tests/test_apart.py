@@ -16,8 +16,8 @@ from test_resume import Kill, Killed, Stop, states
 
 from fluxwatchd.config import EngineSettings, Profile
 from fluxwatchd.engine import Ticket, apart, memory, open_engine
-from fluxwatchd.engine.crew import Crew
 from fluxwatchd.engine.exact import repeatable
+from fluxwatchd.engine.helpers import Helpers
 from fluxwatchd.engine.resume import INTERVAL
 from fluxwatchd.errors import EngineLost, Interrupted
 from fluxwatchd.imageio import Picture
@@ -147,7 +147,7 @@ def test_a_prompts_states_are_the_owners(pair, alone, tmp_path, variant):
 
 def test_threads_of_several_devices_work_off_one_picture(pair, alone):
     own, other = pair[0], open_engine(CPU, device="cpu")
-    with Crew([other], FINAL) as crew:
+    with Helpers([other], FINAL) as helpers:
         helps = threading.Event()
 
         def beat(stage, done, total):
@@ -164,12 +164,12 @@ def test_threads_of_several_devices_work_off_one_picture(pair, alone):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(apart, "lend", lend)
-            done = own.upscale(PICTURE, FINAL, 7, beat, offer=crew.offer("a.png"))
+            done = own.upscale(PICTURE, FINAL, 7, beat, offer=helpers.offer("a.png"))
         devices = same(done, alone(FINAL))
         assert sum(one["denoised"] for one in devices) == len(done.tiles.windows)
         assert sum(one["decoded"] for one in devices) == len(done.tiles.windows)
         assert devices[1]["denoised"] and lent
-        crew.check()
+        helpers.check()
     assert not other.resident()
 
 
@@ -317,18 +317,18 @@ def test_a_broken_device_is_told_of_and_the_picture_is_done(pair, alone, monkeyp
     assert lost == [True]
 
 
-def test_a_crew_tells_of_a_broken_device_once_the_picture_is_done(pair, alone, monkeypatch):
+def test_helpers_tell_of_a_broken_device_once_the_picture_is_done(pair, alone, monkeypatch):
     whole = alone(FINAL)
     fails_as(torch.AcceleratorError("CUDA error: illegal access"), 1)(monkeypatch)
-    with Crew([open_engine(CPU)], FINAL) as crew:
+    with Helpers([open_engine(CPU)], FINAL) as helpers:
 
         def beat(stage, done, total):
             if stage == "denoise" and done:
-                crew._threads[0].join(LONG)
+                helpers._threads[0].join(LONG)
 
-        same(pair[0].upscale(PICTURE, FINAL, 7, beat, offer=crew.offer("a.png")), whole)
+        same(pair[0].upscale(PICTURE, FINAL, 7, beat, offer=helpers.offer("a.png")), whole)
         with pytest.raises(EngineLost):
-            crew.check()
+            helpers.check()
 
 
 def test_a_helper_that_hangs_is_not_waited_for(pair, alone):

@@ -22,7 +22,7 @@ LOOK = 0.5
 """Seconds between two looks at the board, if nobody rings."""
 
 
-class Crew:
+class Helpers:
     """Loads what ``profile`` needs on every one of ``engines``, and helps until it is closed.
 
     One that cannot load it is left out. It closes the engines.
@@ -36,7 +36,7 @@ class Crew:
         self._ready = 0
         self._board = Board(self._ring)
         self._threads = [
-            threading.Thread(target=self._serve, args=(one,), name=f"crew-{i}", daemon=True)
+            threading.Thread(target=self._serve, args=(one,), name=f"helper-{i}", daemon=True)
             for i, one in enumerate(engines)
         ]
 

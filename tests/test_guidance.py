@@ -68,7 +68,9 @@ def tiles(model, seen):
 
 def upscale(model, picture, profile, batch=2, beat=silent, **more):
     with_guide = {"make_guide": make_guide} | more
-    return pipeline.upscale(model, picture, profile, 1, batch=batch, beat=beat, **with_guide)
+    return pipeline.upscale(
+        model, picture, profile, 1, batch=lambda: batch, beat=beat, **with_guide
+    )
 
 
 # --- the gradient ---------------------------------------------------------------------------

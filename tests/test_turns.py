@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -10,38 +11,34 @@ from fluxwatchd.config import EngineSettings, Profile
 from fluxwatchd.daemon.pulse import Pulse
 from fluxwatchd.daemon.station import Station, Trial
 from fluxwatchd.engine import open_engine, silent
-from fluxwatchd.engine.turns import Turns, staying
+from fluxwatchd.engine.turns import Turns
 from fluxwatchd.errors import ConfigError, Interrupted
 from fluxwatchd.imageio import Picture
 
 LONG = 30
 
 
-def test_one_thread_has_the_device_and_lets_another_in_while_it_is_away():
+def test_one_thread_has_the_device_and_the_next_one_has_it_after_it():
     turns, order = Turns(), []
-    away, back = threading.Event(), threading.Event()
+    had, asked = threading.Event(), threading.Event()
 
     def first():
         with turns.mine(silent):
-            order.append("first has it")
-            with turns.away(silent)():
-                away.set()
-                assert back.wait(LONG)
-            order.append("first has it again")
+            had.set()
+            assert asked.wait(LONG)
+            with turns.mine(silent):  # whoever has it goes on having it
+                order.append("first has it")
+            order.append("first still has it")
 
     def second():
-        assert away.wait(LONG)
-        with turns.mine(silent):
+        assert had.wait(LONG)
+        with turns.mine(lambda *_: asked.set()):
             order.append("second has it")
-            back.set()
-            order.append("second still has it")
 
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(first), pool.submit(second)]:
             done.result(LONG)
-    assert order == [
-        "first has it", "second has it", "second still has it", "first has it again",
-    ]  # fmt: skip
+    assert order == ["first has it", "first still has it", "second has it"]
 
 
 def test_who_waits_can_be_stopped_and_leaves_nothing_behind():
@@ -60,44 +57,18 @@ def test_who_waits_can_be_stopped_and_leaves_nothing_behind():
         pass
 
 
-def test_a_stop_on_the_way_back_leaves_the_device_to_the_others():
-    turns, taken, go = Turns(), threading.Event(), threading.Event()
-
-    def stopped(stage, done, total):
-        raise Interrupted("a stop was asked for")
-
-    def returns():
-        with pytest.raises(Interrupted), turns.mine(silent), turns.away(stopped)():
-            go.set()
-            assert taken.wait(LONG)
-
-    def takes():
-        assert go.wait(LONG)
-        with turns.mine(silent):
-            taken.set()
-            first.result(LONG)
-
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(returns)
-        pool.submit(takes).result(LONG)
-    with turns.mine(silent):
-        pass
-
-
 def test_pictures_that_take_turns_are_those_made_one_by_one(monkeypatch):
     rng = np.random.default_rng(0)
     pictures = [Picture(rng.random((12, 16, 3), np.float32)) for _ in range(4)]
     profile = Profile(variant="nano", scale=2.0, steps=1)
     with open_engine(EngineSettings(device="cpu")) as engine:
         apart = [engine.upscale(picture, profile, 1).picture.pixels for picture in pictures]
-        # as on a GPU, which is left for what needs no device
-        monkeypatch.setattr(type(engine), "_away", lambda self, beat: self._turns.away(beat))
+        # as on a GPU, which is had for no longer than it is needed
+        monkeypatch.setattr(type(engine), "_whole", lambda self, beat: nullcontext())
         with ThreadPoolExecutor(2) as pool:
             made = list(pool.map(lambda p: engine.upscale(p, profile, 1).picture.pixels, pictures))
     for one, other in zip(apart, made, strict=True):
         assert np.array_equal(one, other)
-    with staying():
-        pass
 
 
 def station(tmp_path, *profiles):

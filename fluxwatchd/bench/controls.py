@@ -86,7 +86,7 @@ class Controls:
             to_picture(pair.small),
             profile,
             seed_for(profile, pair.small),
-            batch=batch,
+            batch=lambda: batch,
             beat=silent,
             make_guide=partial(guidance.make_guide, terms=terms),
         )

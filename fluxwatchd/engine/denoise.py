@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fluxwatchd.engine import Beat, flux
+from fluxwatchd.engine import Beat, flux, transfer
 from fluxwatchd.engine.flux import Text, Tokens
 from fluxwatchd.engine.model import Model
 from fluxwatchd.engine.relief import patiently
@@ -189,10 +189,11 @@ def cut(latent: Tensor, tiles: Sequence[Tile], packing: int) -> Tensor:
     return torch.stack([latent[:, *tile.cut(packing)] for tile in tiles])
 
 
-def noise(shape: Sequence[int], seed: int, device: torch.device) -> Tensor:
-    """One normal field for the whole picture, the same on every device: it is drawn on the CPU."""
+def noise(shape: Sequence[int], seed: int) -> Tensor:
+    """One normal field for the whole picture, the same for every device: it is drawn on the CPU."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(tuple(shape), generator=generator).to(device)
+    # said, as the default is every thread's, and a library changes it while it loads a model
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
 
 
 def denoise(
@@ -211,7 +212,7 @@ def denoise(
     """
     grid, packing = predict.grid, predict.model.packing
     tiles = grid.tiles
-    weights = [torch.from_numpy(w).to(latent.device) for w in grid.weights(packing)]
+    weights = list(transfer.weights(grid, packing, latent.device))
     total, before = len(tiles) * (len(sigmas) - 1), keeper.before("denoise")
     latent = before.tensor("latent", latent)
     for step in range(before.step, len(sigmas) - 1):

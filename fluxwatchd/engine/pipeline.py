@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fluxwatchd import __version__
 from fluxwatchd.config import Profile
-from fluxwatchd.engine import Beat, color, memory, resize, schedule, sight, stripes
+from fluxwatchd.engine import Beat, color, memory, resize, schedule, sight, stripes, transfer
 from fluxwatchd.engine.apart import Apart
 from fluxwatchd.engine.backprojection import Anchor, anchor_for, enlarges, project_back
 from fluxwatchd.engine.denoise import Batch, Guide, Predictor, cut, denoise, noise
@@ -26,8 +26,9 @@ from fluxwatchd.engine.resume import NOBODY, Keeper, Place
 from fluxwatchd.engine.shares import Offer
 from fluxwatchd.engine.sight import Mode, Sight
 from fluxwatchd.engine.tiles import Grid, Tile, plan
-from fluxwatchd.engine.turns import Away, staying
-from fluxwatchd.engine.vae import Vae, decode_picture, encode_picture
+from fluxwatchd.engine.transfer import Arriving
+from fluxwatchd.engine.turns import Turn, at_once
+from fluxwatchd.engine.vae import Vae, decode_there, encode_picture
 from fluxwatchd.errors import ConfigError
 from fluxwatchd.imageio import Picture
 from fluxwatchd.job import DinoRecord, StripeRecord, TileRecord, Upscaled, Window
@@ -86,97 +87,89 @@ def upscale(
     profile: Profile,
     seed: int,
     *,
-    batch: int,
+    batch: Callable[[], int],
     beat: Beat,
     cache: FeatureCache | None = None,
     make_guide: MakeGuide | None = None,
     keeper: Keeper = NOBODY,
-    away: Away = staying,
+    turn: Turn = at_once,
     offer: Offer | None = None,
 ) -> Upscaled:
-    """Upscale ``picture`` with a resolved ``profile``; ``batch`` tiles at once, at first.
+    """Upscale ``picture`` with a resolved ``profile``.
 
-    ``keeper`` keeps where the picture stands, and knows where an earlier try came to. ``away`` is
-    entered for what needs no device. ``offer``, with fusion "final": others may help with tiles.
+    ``batch`` says how many tiles go at once, at first. ``keeper`` keeps where the picture stands,
+    and knows where an earlier try came to. ``turn`` is entered for what needs the device, and left
+    as soon as all of that is queued there. ``offer``, with fusion "final": others may help with
+    tiles.
 
     Raises ConfigError, JobFailed, and whatever ``beat`` and torch raise.
     """
-    clock, held = Clock(), Batch(batch)
+    clock = Clock()
     memory.reset_peak(str(model.device))
 
     # 1. base: the source resized; the model and DINO see both with a mirrored margin
     margin = margin_for(model, picture, profile)
     plan = make_plan(model, picture, profile, seed, can_guide=make_guide is not None, margin=margin)
-    held.size = keeper.open(identity(model, plan)) or held.size
-    with away(), clock("base"):
+    with clock("base"):
         beat("base", 0, 1)
         source = resize.as_rgb(resize.visible(picture))
         base, alpha = resize.base(picture, profile.output_size(picture.width, picture.height))
         base = resize.as_rgb(base)
         wider = resize.pad(source, 1, margin.source)
+        wide = transfer.locked(resize.pad(base, model.unit, margin.output), model.device)
+        drawn = transfer.locked(noise(latent_shape(model.vae, wide.shape), seed), model.device)
 
-    # 2. latent: the base as the model knows it
-    with clock("encode"):
-        wide = resize.pad(base, model.unit, margin.output)
-        clean = patiently(model, partial(encode_picture, model.vae, wide, beat))
+    with turn():
+        with clock("text"):
+            patiently(model, partial(model.text, profile.prompt))
+        held = Batch(keeper.open(identity(model, plan)) or batch())
 
-    # 3. and 4. noise: one field for the whole picture, mixed in at the level of strength
-    start = mix(clean, noise(clean.shape, seed, model.device), plan.sigmas[0])
+        # 2. to 5. what the model starts from, and what DINO saw
+        begun = _begin(
+            model, plan, wide, drawn, wider,
+            cache=cache, make_guide=make_guide, clock=clock, beat=beat,
+        )  # fmt: skip
+        clean, start, seen = begun.clean, begun.start, begun.seen
 
-    # 5. DINO: what the source shows
-    with clock("dino"):
-        look = partial(sight.look, model, wider, plan.grid, plan.output, cache=cache, beat=beat)
-        seen = patiently(model, look)
-        guide = (
-            make_guide(model, plan, seen, wider)
-            if make_guide and seen and plan.mode.guide
-            else None
-        )
+        # 6. denoise, tile by tile, fused; 7. back to pixels
+        predict = predictor(model, plan, held, clean=clean, seen=seen, guide=begun.guide)
+        apart = Apart(model, plan, seen=seen, wider=wider, offer=offer)
+        made = partial(_made, model, plan, apart, clock=clock, beat=beat, turn=turn)
+        latents, coming = made(partial(run, start, predict, plan, beat, keeper, apart=apart))
 
-    # 6. denoise, tile by tile, fused
-    predict = predictor(model, plan, held, clean=clean, seen=seen, guide=guide)
-    apart = Apart(model, plan, seen=seen, wider=wider, offer=offer)
-    with clock("denoise"):
-        latents = run(start, predict, plan, beat, keeper, apart=apart)
-
-    # 7. and 8. back to pixels, with the base's colours
+    # 8. with the base's colours
     anchor = anchor_for(model.variant, profile, picture.format) if enlarges(base, source) else None
-    develop = partial(
-        _develop, model.vae, plan, base, apart,
-        source=source, anchor=anchor, clock=clock, beat=beat, away=away,
-    )  # fmt: skip
-    image = patiently(model, partial(develop, latents))  # without the margin
+    dress = partial(_dress, plan, base, source=source, anchor=anchor, clock=clock, beat=beat)
+    image = dress(coming)  # without the margin
 
     # stripes: where the borders of tokens show, once more with tokens in two places
     grid_of = partial(stripes.measure, base=base, period=model.unit)
-    with away(), clock("stripes"):
+    with clock("stripes"):
         striped = StripeRecord(model.unit, grid_of(image))
     if stripes.shows(striped):
         held.size = keeper.again("shifted") or held.size
-        with clock("denoise"):
-            shifted = run(start, predict.shifted(), plan, beat, keeper, apart=apart)
-        other = patiently(model, partial(develop, shifted))
+        shifted, coming = made(
+            partial(run, start, predict.shifted(), plan, beat, keeper, apart=apart)
+        )
+        other = dress(coming)
         striped = stripes.better(striped, grid_of(other))
         if striped.shifted:
             latents, image, predict = shifted, other, predict.shifted()
 
     # 9. drift: how far the result strayed from the source; the worst tiles once more
-    compare = partial(measure, seen, margin, clock=clock, beat=beat, away=away)
-    drifts = patiently(model, partial(compare, image))
+    compare = partial(measure, model, seen, margin, clock=clock, beat=beat, turn=turn)
+    drifts = compare(image)
     again = drifters(drifts, profile.max_drift)
     if again:
         held.size = keeper.again("drift", again) or held.size
-        with clock("denoise"):
-            latents = rerun(
-                latents, clean, predict, plan,
-                indices=again, beat=beat, keeper=keeper, apart=apart,
-            )  # fmt: skip
-        image = patiently(model, partial(develop, latents))
-        drifts = patiently(model, partial(compare, image))
+        anew = partial(rerun, latents, clean, predict, plan, indices=again, beat=beat)
+        latents, coming = made(partial(anew, keeper=keeper, apart=apart))
+        image = dress(coming)
+        drifts = compare(image)
         striped = replace(striped, amplitude=grid_of(image))
 
     # 10. finish: alpha, depth and metadata back on
-    with away(), clock("finish"):
+    with clock("finish"):
         done, strayed = _finish(picture, image, alpha, base=base, beat=beat)
     return Upscaled(
         picture=done,
@@ -191,6 +184,46 @@ def upscale(
         color_shift=strayed,
         extra={**_extra(again, anchor), **apart.told(), **keeper.told()},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """The base's latent, it with noise, what DINO saw in the source, and guidance by that."""
+
+    clean: Tensor
+    start: Tensor
+    seen: Sight | None
+    guide: Guide | None
+
+
+def _begin(
+    model: Model,
+    plan: Plan,
+    wide: Tensor,
+    drawn: Tensor,
+    wider: Floats,
+    *,
+    cache: FeatureCache | None,
+    make_guide: MakeGuide | None,
+    clock: Clock,
+    beat: Beat,
+) -> _Begun:
+    """Steps 2 to 5, on the device: ``wide`` the base, ``drawn`` the noise, ``wider`` the source."""
+    # 2. latent: the base as the model knows it
+    with clock("encode"):
+        clean = patiently(model, partial(encode_picture, model.vae, wide, beat))
+
+    # 3. and 4. noise: one field for the whole picture, mixed in at the level of strength
+    start = mix(clean, transfer.send(drawn, model.device), plan.sigmas[0])
+
+    # 5. DINO: what the source shows
+    guide: Guide | None = None
+    with clock("dino"):
+        look = partial(sight.look, model, wider, plan.grid, plan.output, cache=cache, beat=beat)
+        seen = patiently(model, look)
+        if make_guide and seen and plan.mode.guide:
+            guide = make_guide(model, plan, seen, wider)
+    return _Begun(clean, start, seen, guide)
 
 
 def _finish(
@@ -337,6 +370,11 @@ def predictor(
 # --- latents --------------------------------------------------------------------------------
 
 
+def latent_shape(vae: Vae, pixels: Sequence[int]) -> tuple[int, int, int]:
+    """(C, H/f, W/f) of a picture of (H, W, 3), both multiples of f."""
+    return vae.channels, pixels[0] // vae.factor, pixels[1] // vae.factor
+
+
 def mix(clean: Tensor, field: Tensor, sigma: float) -> Tensor:
     """x = (1 - sigma) clean + sigma noise: rectified flow's straight line."""
     mixed = (1.0 - sigma) * clean
@@ -383,45 +421,65 @@ def rerun(
     levels = schedule.sigmas(
         plan.sigmas[0] / 2, len(plan.sigmas) - 1, schedule.native_mu(model.variant)
     )
-    start = mix(clean, noise(clean.shape, plan.seed, model.device), levels[0])
+    drawn = transfer.send(noise(clean.shape, plan.seed), model.device)
+    start = mix(clean, drawn, levels[0])
     made = apart.denoise(start, levels, predict, indices, beat, keeper=keeper)
     latents = latents.clone()
     if plan.profile.fusion == "final":
         latents[list(indices)] = made
         return latents
     before = cut(latents, [plan.grid.tiles[i] for i in indices], model.packing)
-    weights = list(plan.grid.weights(model.packing))
+    weights = list(transfer.weights(plan.grid, model.packing, latents.device))
     for i, old, new in zip(indices, before, made, strict=True):
-        weight = torch.from_numpy(weights[i]).to(latents.device)
-        latents[:, *plan.grid.tiles[i].cut(model.packing)] += weight * (new - old)
+        latents[:, *plan.grid.tiles[i].cut(model.packing)] += weights[i] * (new - old)
     return latents
 
 
 # --- pixels ---------------------------------------------------------------------------------
 
 
-def _develop(
-    vae: Vae,
+def _made(
+    model: Model,
+    plan: Plan,
+    apart: Apart,
+    work: Callable[[], Tensor],
+    *,
+    clock: Clock,
+    beat: Beat,
+    turn: Turn,
+) -> tuple[Tensor, Arriving]:
+    """The latents that ``work`` makes, and their pixels (H, W, 3) on the way to the host.
+
+    Margin and padding are still on.
+    """
+
+    def decoded() -> Arriving:
+        if plan.profile.fusion == "final":
+            return Arriving(torch.from_numpy(apart.decode(latents, plan.grid, beat)))
+        return Arriving(decode_there(model.vae, latents, beat))
+
+    with turn():
+        with clock("denoise"):
+            latents = work()
+        with clock("decode"):
+            return latents, patiently(model, decoded)
+
+
+def _dress(
     plan: Plan,
     base: Floats,
-    apart: Apart,
-    latents: Tensor,
+    coming: Arriving,
     *,
     source: Floats,
     anchor: Anchor | None,
     clock: Clock,
     beat: Beat,
-    away: Away,
 ) -> Floats:
-    """Latents to pixels (H, W, 3) of the picture itself, colours locked, tied to the source."""
+    """The picture itself (H, W, 3) once its pixels are here: colours locked, tied to the source."""
     with clock("decode"):
-        if plan.profile.fusion == "final":
-            image = apart.decode(latents, plan.grid, beat)
-        else:
-            image = decode_picture(vae, latents, beat)
-    image = image[plan.shown]
+        image = coming.array()[plan.shown]
     beat("color", 0, 1)
-    with away(), clock("color"):
+    with clock("color"):
         image = color.lock(image, base, plan.profile.color_fix)
         if anchor is None:
             return image
@@ -435,16 +493,24 @@ Drifts = tuple[list[float], float]
 
 
 def measure(
-    seen: Sight | None, margin: Margin, image: Floats, *, clock: Clock, beat: Beat, away: Away
+    model: Model,
+    seen: Sight | None,
+    margin: Margin,
+    image: Floats,
+    *,
+    clock: Clock,
+    beat: Beat,
+    turn: Turn,
 ) -> Drifts | None:
     """Drift of the result, mirrored as the source was, from the source; None without an encoder."""
     if seen is None:
         return None
     height, width = (side - 2 * margin.source for side in seen.size)
-    with away(), clock("drift"):
-        small = resize.pad(resize.lanczos(image, (width, height)), 1, margin.source)
     with clock("drift"):
-        return seen.drift(np.clip(small, 0.0, 1.0), beat)
+        small = resize.pad(resize.lanczos(image, (width, height)), 1, margin.source)
+        small = np.clip(small, 0.0, 1.0)
+    with turn(), clock("drift"):
+        return patiently(model, partial(seen.drift, small, beat))
 
 
 def drifters(drifts: Drifts | None, most: float | None) -> list[int]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from fluxwatchd.engine.dino import FeatureCache
     from fluxwatchd.engine.model import Model
     from fluxwatchd.engine.shares import Offer, Share
-    from fluxwatchd.engine.turns import Away
 
     Load = Callable[[Profile, EngineSettings, str, Path | None, Beat], Model]
 
@@ -132,7 +131,7 @@ class ResidentEngine:
             if plain.reason(profile, (picture.width, picture.height)) is not None:
                 done = plain.upscale(picture, profile, beat)
             else:
-                with self._turns.mine(beat):
+                with self._whole(beat):
                     done = self._with_model(
                         picture, profile, seed, beat=beat, ticket=ticket, offer=offer
                     )
@@ -158,7 +157,7 @@ class ResidentEngine:
                 log.info("%s helps no more: its memory is short", self.device)
             else:  # the picture's own engine comes to the same tiles
                 log.exception("%s could not help with a picture", self.device)
-        _free()
+        self._tidy()
         return False
 
     def _lend(self, share: Share, beat: Beat, leave: Callable[[], bool]) -> bool:
@@ -184,14 +183,14 @@ class ResidentEngine:
         offer: Offer | None,
     ) -> Upscaled:
         """Load if need be and run; if memory is short, without the models that are not needed."""
-        from fluxwatchd.engine import relief
-
         clock = plain.Clock()
         with clock("load"):
-            model = self._model(profile, beat)
+            model = self._held(model_key(profile))
+            if model is None:
+                with self._turns.mine(beat):
+                    model = self._model(profile, beat)
             if model.holding is not None:
                 model.holding.spare = self._spare
-            relief.patiently(model, partial(model.text, profile.prompt))
         try:
             done = self._run(model, picture, profile, seed, beat=beat, ticket=ticket, offer=offer)
         except (RuntimeError, MemoryError) as error:
@@ -199,11 +198,15 @@ class ResidentEngine:
                 raise
             done = None
         if done is None:
-            while len(self._models) > 1:
-                self._evict()
+            with self._turns.mine(beat):
+                self._spare()
             done = self._run(model, picture, profile, seed, beat=beat, ticket=ticket, offer=offer)
         done = replace(done, seconds={**clock.seconds, **done.seconds})
         return self._told(profile, model, done)
+
+    def _whole(self, beat: Beat) -> AbstractContextManager[None]:
+        """On a CPU one picture after the other; on a GPU each takes its turn when it needs one."""
+        return self._turns.mine(beat) if self.device == "cpu" else nullcontext()
 
     def _spare(self) -> bool:
         """Drop every model but the one at work; whether there was another."""
@@ -264,26 +267,20 @@ class ResidentEngine:
     ) -> Upscaled:
         from fluxwatchd.engine import guidance, pipeline
 
-        batch = self._batch(model, pipeline.tile_tokens(model, picture, profile))
+        tokens = pipeline.tile_tokens(model, picture, profile)
         return pipeline.upscale(
             model,
             picture,
             profile,
             seed,
-            batch=batch,
+            batch=partial(self._batch, model, tokens),
             beat=keeper.beat,
             cache=self._cache(),
             make_guide=partial(guidance.make_guide, beat=keeper.beat),
             keeper=keeper,
-            away=self._away(keeper.beat),
+            turn=partial(self._turns.mine, keeper.beat),
             offer=offer,
         )
-
-    def _away(self, beat: Beat) -> Away:
-        """How a picture leaves a GPU to another one; on a CPU there is nothing to leave."""
-        from fluxwatchd.engine.turns import staying
-
-        return staying if self.device == "cpu" else self._turns.away(beat)
 
     def _batch(self, model: Model, tokens: int) -> int:
         """How many tiles of ``tokens`` go at once: what fits, and fills the device."""
@@ -299,11 +296,10 @@ class ResidentEngine:
     def _model(self, profile: Profile, beat: Beat) -> Model:
         """The model for a resolved profile, loaded if it is not resident."""
         key = model_key(profile)
-        if key in self._models:
-            self._models.move_to_end(key, last=False)
-            return self._models[key]
+        model = self._held(key)
+        if model is not None:
+            return model
         self._make_room(profile)
-        model: Model | None = None
         while model is None:
             try:
                 model = self._load(profile, beat)
@@ -314,6 +310,14 @@ class ResidentEngine:
                 self._evict()
         self._models[key] = model
         self._models.move_to_end(key, last=False)
+        return model
+
+    def _held(self, key: Key) -> Model | None:
+        """The resident model of this key, from now on the last used; None if there is none."""
+        model = self._models.get(key)
+        if model is not None:
+            with suppress(KeyError):  # another picture has just dropped it: this one keeps it
+                self._models.move_to_end(key, last=False)
         return model
 
     def _load(self, profile: Profile, beat: Beat) -> Model:
@@ -339,7 +343,15 @@ class ResidentEngine:
         """Drop the model that was used the longest ago."""
         dropped, _ = self._models.popitem(last=True)
         self._warmed = {(key, tiling) for key, tiling in self._warmed if key != dropped}
-        _free()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Give memory back, the device's too."""
+        import torch
+
+        from fluxwatchd.engine.holding import tidy
+
+        tidy(torch.device(self.device))
 
     def _cache(self) -> FeatureCache | None:
         if self._features is None and self._state_dir is not None:
@@ -358,7 +370,7 @@ class ResidentEngine:
         if self._models:
             self._models.clear()
             self._warmed.clear()
-            _free()
+            self._tidy()
 
     def __enter__(self) -> Self:
         return self
@@ -395,12 +407,3 @@ def _named(key: Key, model: Model) -> str:
     name = " ".join(part for part in key[:2] if part)
     plan = model.holding.plan if model.holding else "resident"
     return name if plan == "resident" else f"{name} ({plan})"
-
-
-def _free() -> None:
-    """Give memory back, the device's too."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -13,12 +13,15 @@ IN_FLIGHT = 2
 LOOK = 0.5
 """Seconds between two beats of somebody who waits."""
 
-Away = Callable[[], AbstractContextManager[None]]
-"""Entered for work that needs no device: meanwhile another picture may have it."""
+Turn = Callable[[], AbstractContextManager[None]]
+"""Entered for work that needs the device; before, between and after, another picture may have it.
+
+It is left once the work is queued on the device: what the next one queues comes behind it.
+"""
 
 
-def staying() -> AbstractContextManager[None]:
-    """An Away for those who have the device to themselves."""
+def at_once() -> AbstractContextManager[None]:
+    """A Turn for those who have the device to themselves."""
     return nullcontext()
 
 
@@ -43,19 +46,6 @@ class Turns:
             yield
         finally:
             self._give()
-
-    def away(self, beat: Beat) -> Away:
-        """How the holder lets others have the device for a while."""
-
-        @contextmanager
-        def leaving() -> Iterator[None]:
-            self._give()
-            try:
-                yield
-            finally:
-                self._take(beat)
-
-        return leaving
 
     def _take(self, beat: Beat) -> None:
         while not self._lock.acquire(timeout=LOOK):

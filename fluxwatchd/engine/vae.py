@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fluxwatchd.engine import Beat, faults, kernels, memory
-from fluxwatchd.engine.tiles import Grid, Tile, Weights, plan, plan_fixed
+from fluxwatchd.engine import Beat, faults, kernels, memory, transfer
+from fluxwatchd.engine.tiles import Grid, Tile, plan, plan_fixed
 from fluxwatchd.errors import ConfigError
 
 Floats = NDArray[np.float32]
@@ -31,7 +31,7 @@ NEVER = -1
 LEAST_WINDOW = 2 * OVERLAP_CELLS
 """Side below which no window is halved, latent cells."""
 
-Work = TypeVar("Work", Tensor, Floats)
+Work = TypeVar("Work")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +124,24 @@ def _narrow(module: nn.Module, dtype: torch.dtype) -> None:
     last.register_forward_pre_hook(lambda _, given: (given[0].float(),))
 
 
-def encode_picture(vae: Vae, pixels: Floats, beat: Beat) -> Tensor:
+def encode_picture(vae: Vae, pixels: Floats | Tensor, beat: Beat) -> Tensor:
     """(H, W, 3) in 0..1 -> latents (C, H/f, W/f), float32 on the VAE's device."""
-    return _in_windows(vae, lambda side: _encode(vae, pixels, side, beat))
+    whole = torch.as_tensor(pixels)
+    if _has_room(vae.device, whole.nbytes):
+        whole = transfer.send(whole, vae.device)
+    return _in_windows(vae, lambda side: _encode(vae, whole, side, beat))
 
 
 def decode_picture(vae: Vae, latents: Tensor, beat: Beat) -> Floats:
     """Latents (C, h, w) -> (f h, f w, 3), float32 in host memory, not clipped."""
+    return cast(Floats, decode_there(vae, latents, beat).cpu().numpy())
+
+
+def decode_there(vae: Vae, latents: Tensor, beat: Beat) -> Tensor:
+    """Latents (C, h, w) -> (f h, f w, 3), float32, not clipped.
+
+    On the VAE's device, which may not have come to it yet; in host memory where that has no room.
+    """
     return _in_windows(vae, lambda side: _decode(vae, latents, side, beat))
 
 
@@ -146,27 +157,26 @@ def _in_windows(vae: Vae, work: Callable[[int], Work]) -> Work:
         side = max(LEAST_WINDOW, side // 2)
 
 
-def _encode(vae: Vae, pixels: Floats, side: int, beat: Beat) -> Tensor:
+def _encode(vae: Vae, pixels: Tensor, side: int, beat: Beat) -> Tensor:
     height, width = pixels.shape[0] // vae.factor, pixels.shape[1] // vae.factor
     out = torch.zeros(vae.channels, height, width, device=vae.device)
-    for tile, weight in _walk(_windows(vae, height, width, side), 1, "encode", beat):
-        rows, columns = tile.cut(vae.factor)
-        window = torch.from_numpy(np.ascontiguousarray(pixels[rows, columns])).to(vae.device)
+    for tile, weight in _walk(_windows(vae, height, width, side), 1, "encode", beat, vae.device):
+        window = transfer.send(pixels[tile.cut(vae.factor)], vae.device)
         latents = vae.encode(window.permute(2, 0, 1)[None])[0]
-        out[:, *tile.cut()] += latents * torch.from_numpy(weight).to(vae.device)
+        out[:, *tile.cut()] += latents * weight
     return out
 
 
-def _decode(vae: Vae, latents: Tensor, side: int, beat: Beat) -> Floats:
+def _decode(vae: Vae, latents: Tensor, side: int, beat: Beat) -> Tensor:
     rows, columns = latents.shape[1:]
     height, width = rows * vae.factor, columns * vae.factor
     windows = _windows(vae, rows, columns, side)
     home = vae.device if _has_room(vae.device, 12 * height * width) else torch.device("cpu")
     out = torch.zeros(height, width, 3, device=home)
-    for tile, weight in _walk(windows, vae.factor, "decode", beat):
+    for tile, weight in _walk(windows, vae.factor, "decode", beat, home):
         pixels = vae.decode(latents[None, :, *tile.cut()])[0].permute(1, 2, 0).to(home)
-        out[tile.cut(vae.factor)] += pixels * torch.from_numpy(weight).to(home)[..., None]
-    return cast(Floats, out.cpu().numpy())
+        out[tile.cut(vae.factor)] += pixels * weight[..., None]
+    return out
 
 
 def _windows(vae: Vae, height: int, width: int, side: int) -> Grid:
@@ -180,10 +190,13 @@ def _has_room(device: torch.device, size: int) -> bool:
     return device.type == "cuda" and size <= memory.free_bytes(str(device)) // ON_DEVICE
 
 
-def _walk(windows: Grid, per: int, stage: str, beat: Beat) -> Iterator[tuple[Tile, Weights]]:
-    """Every window with its weight, a beat before each and one at the end."""
+def _walk(
+    windows: Grid, per: int, stage: str, beat: Beat, device: torch.device
+) -> Iterator[tuple[Tile, Tensor]]:
+    """Every window with its weight on ``device``, a beat before each and one at the end."""
     tiles = windows.tiles
-    for done, (tile, weight) in enumerate(zip(tiles, windows.weights(per), strict=True)):
+    weights = transfer.weights(windows, per, device)
+    for done, (tile, weight) in enumerate(zip(tiles, weights, strict=True)):
         beat(stage, done, len(tiles))
         yield tile, weight
     beat(stage, len(tiles), len(tiles))

@@ -187,6 +187,8 @@ def measure(
             tell(f"the models differ: {found}")
 
         picture = Picture(ramp(setting.side))
+        for engine in engines:
+            engine.upscale(picture, small, 0)
         spent: dict[int, float] = {}
         made: dict[int, list[str]] = {}
         for crowd in (engines[:1], engines):

@@ -59,6 +59,8 @@ def running(house):
             told = dict(database.execute("SELECT * FROM live").fetchall())
     except sqlite3.Error:
         return []
+    if json.loads(told.get("pid", "0")) != house.process.pid:  # an earlier process told it
+        return []
     at_work = json.loads(told.get("running", "[]"))
     return [(Path(one["file"]).name, one["stage"]) for one in at_work if "file" in one]
 

@@ -221,12 +221,22 @@ class Floor:
         self._queue.hold(self.patience.held(now))
         if not self.ready():
             return
-        for worker in self.workers:
-            if worker.lane not in self.tally.busy and (prepared := self._next_ready()):
-                self.tally.busy[worker.lane] = prepared
-                worker.give(prepared)
+        while (worker := self._free_worker()) and (prepared := self._next_ready()):
+            self.tally.busy[worker.lane] = prepared
+            worker.give(prepared)
         self._lend()
         self._read_ahead()
+
+    def _free_worker(self) -> Worker | None:
+        """One of the device that has the fewest pictures; rather one that does not help."""
+        tally = self.tally
+
+        def held(worker: Worker) -> tuple[int, int]:
+            own = (lane for lane in tally.busy if self.workers[lane].station is worker.station)
+            return sum(1 for _ in own), worker.lane in tally.lent
+
+        free = [worker for worker in self.workers if worker.lane not in tally.busy]
+        return min(free, key=held, default=None)
 
     def _lend(self) -> None:
         """Devices without a picture help with another's; they leave as soon as they have one."""

@@ -203,30 +203,6 @@ class Floor:
             case Lost():
                 self._lost(letter)
 
-    def _if_cancelled(self, letter: Letter) -> Letter:
-        """What a reader says of a file that somebody cancelled meanwhile: it is set aside."""
-        if not isinstance(letter, NotYet | Refused) or letter.waiting.key not in self._cancelled:
-            return letter
-        if isinstance(letter, Refused):
-            return replace(letter, error=cancelled())
-        if letter.why == "gone":  # it vanished, or it is another picture by now
-            return letter
-        return Refused(letter.waiting, taken_of(letter.waiting), cancelled(), counted=False)
-
-    def feed(self) -> None:
-        """Give idle engines the pictures that are ready, and read ahead one for each."""
-        now = self._clock()
-        for stuck in self.patience.due(now):
-            self._hand(stuck.waiting, stuck.job, stuck.linger.again, stuck.end)
-        self._queue.hold(self.patience.held(now))
-        if not self.ready():
-            return
-        while (worker := self._free_worker()) and (prepared := self._next_ready()):
-            self.tally.busy[worker.lane] = prepared
-            worker.give(prepared)
-        self._lend()
-        self._read_ahead()
-
     def _free_worker(self) -> Worker | None:
         """One of the device that has the fewest pictures; rather one that does not help."""
         tally = self.tally
@@ -256,9 +232,29 @@ class Floor:
         if not letter.useful:
             letter.share.declined.add(self.workers[letter.lane].station)
 
-    def _read_ahead(self) -> None:
-        """Read one picture for each engine."""
+    def _if_cancelled(self, letter: Letter) -> Letter:
+        """What a reader says of a file that somebody cancelled meanwhile: it is set aside."""
+        if not isinstance(letter, NotYet | Refused) or letter.waiting.key not in self._cancelled:
+            return letter
+        if isinstance(letter, Refused):
+            return replace(letter, error=cancelled())
+        if letter.why == "gone":  # it vanished, or it is another picture by now
+            return letter
+        return Refused(letter.waiting, taken_of(letter.waiting), cancelled(), counted=False)
+
+    def feed(self) -> None:
+        """Give idle engines the pictures that are ready, and read ahead one for each."""
+        now = self._clock()
+        for stuck in self.patience.due(now):
+            self._hand(stuck.waiting, stuck.job, stuck.linger.again, stuck.end)
+        self._queue.hold(self.patience.held(now))
+        if not self.ready():
+            return
         tally, lanes = self.tally, len(self.workers)
+        while (worker := self._free_worker()) and (prepared := self._next_ready()):
+            tally.busy[worker.lane] = prepared
+            worker.give(prepared)
+        self._lend()
         ahead = lanes + lanes - len(tally.busy) + min(lanes, self._twins.waiting(tally.ready))
         writing = self._writers.busy - self.patience.tried()
         while len(tally.reading) + len(tally.ready) < ahead and writing < 2 * lanes:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -18,6 +19,8 @@ from fluxwatchd import work
 from fluxwatchd.config import Folder, Profile, Settings
 from fluxwatchd.delivery import Delivery
 from fluxwatchd.engine import Beat, Engine, devices, open_engine
+from fluxwatchd.engine.helpers import Helpers
+from fluxwatchd.engine.shares import Offer
 from fluxwatchd.errors import FluxwatchdError, InputRejected, Interrupted, JobFailed
 from fluxwatchd.imageio import Picture
 from fluxwatchd.job import Job, Result, Taken
@@ -42,16 +45,20 @@ def upscale(
 ) -> int:
     """Upscale ``files`` into ``output``; the files stay as they are. Returns 0, or 1 if one failed.
 
-    While a picture is computed, the next one is decoded and the last one written. Raises
+    While a picture is computed, the next one is decoded and the last one written. With fusion
+    "final", the other devices that the settings name help with large ones. Raises
     ConfigError (a model that is not there), EngineLost, Interrupted.
     """
-    device = devices(settings.engine)[0] if profile.kind.has_model else "cpu"
+    first, *others = devices(settings.engine) if profile.kind.has_model else ("cpu",)
     state_dir = settings.daemon.state_dir
+    opened = partial(open_engine, settings.engine, state_dir=state_dir)
+    free = others if profile.fusion == "final" else ()
     with (
         _stoppable() as stop,
         ThreadPoolExecutor(1, thread_name_prefix="reader") as reader,
         _Outgoing(state_dir) as outgoing,
-        open_engine(settings.engine, device=device, state_dir=state_dir) as engine,
+        opened(device=first) as engine,
+        Helpers([opened(device=one) for one in free], profile) as helpers,
     ):
         upcoming = [reader.submit(_take, files[0], output, profile)]
         for number, file in enumerate(files):
@@ -60,8 +67,10 @@ def upscale(
                 upcoming.append(reader.submit(_take, files[number + 1], output, profile))
             try:
                 job, picture = taken.result()
-                beat = _beat(watch, file, stop)
-                outgoing.put(file, _make(engine, job, picture, beat, state_dir=state_dir))
+                beat, offer = _beat(watch, file, stop), helpers.offer(str(file))
+                result = _make(engine, job, picture, beat, offer=offer, state_dir=state_dir)
+                outgoing.put(file, result)
+                helpers.check()
             except JobFailed as error:
                 outgoing.fail(file, error)
             finally:
@@ -140,12 +149,21 @@ def _take(file: Path, output: Path, profile: Profile) -> tuple[Job, Picture]:
     return work.make_job(taken, profile), work.decode(content.data, profile, file.name)
 
 
-def _make(engine: Engine, job: Job, picture: Picture, beat: Beat, *, state_dir: Path) -> Result:
+def _make(
+    engine: Engine,
+    job: Job,
+    picture: Picture,
+    beat: Beat,
+    *,
+    offer: Offer | None,
+    state_dir: Path,
+) -> Result:
     """Upscale one picture; what was kept of one that failed for good is removed."""
     engine.warm(job.profile, beat)
     started = time.time()
     try:
-        upscaled = engine.upscale(picture, job.profile, job.seed, beat, ticket=work.ticket(job))
+        ticket = work.ticket(job)
+        upscaled = engine.upscale(picture, job.profile, job.seed, beat, ticket=ticket, offer=offer)
     except JobFailed as error:
         if not error.transient:
             work.forget_state(state_dir, job)

@@ -16,6 +16,7 @@ from transformers import (
 
 from fluxwatchd.engine import dino, resample
 from fluxwatchd.engine.dino import DinoEncoder, FeatureCache, Features
+from fluxwatchd.engine.places import NANO
 from fluxwatchd.engine.projector import AdapterSpec, Projector, load_lora
 from fluxwatchd.errors import ConfigError
 
@@ -254,3 +255,12 @@ def test_a_file_that_is_no_adapter_is_refused(tmp_path):
         Projector.load(tmp_path / "model.safetensors")
     with pytest.raises(ConfigError, match="cannot be read"):
         Projector.load(tmp_path / "missing.safetensors")
+
+
+def test_loading_leaves_the_default_dtype_of_other_threads_alone(monkeypatch):
+    """torch has one for all threads: on another device a picture would be computed in float16."""
+    used, change = set(), torch.set_default_dtype
+    monkeypatch.setattr(torch, "set_default_dtype", lambda d: used.add(d) or change(d))
+    encoder = DinoEncoder.load(NANO / "dino")
+    assert used <= {torch.float32}
+    assert next(encoder.model.parameters()).dtype == torch.float32

@@ -25,7 +25,9 @@ from fluxwatchd.daemon.patience import Patience
 from fluxwatchd.daemon.queue import Waiting
 from fluxwatchd.daemon.server import Server
 from fluxwatchd.daemon.state import NO_JOB
+from fluxwatchd.daemon.station import Station
 from fluxwatchd.daemon.taking import NotYet, Prepared, Refused, taken_of
+from fluxwatchd.daemon.worker import Worker
 from fluxwatchd.daemon.writers import Writers
 from fluxwatchd.errors import DeliveryFailed, InputRejected, JobFailed
 from fluxwatchd.imageio import read
@@ -155,6 +157,32 @@ def test_a_file_that_was_cancelled_and_is_another_by_now_stays(shop: Shop) -> No
     shop.until(lambda: not shop.floor.outstanding())
     assert (shop.root / "in" / "a.png").exists()
     assert shop.floor.tally.failed == 0
+
+
+def test_every_device_has_a_picture_before_one_has_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on GPUs, on each of which two pictures are under way."""
+    (tmp_path / "in").mkdir()
+    monkeypatch.setattr(Server, "_devices", lambda self, settings: ("cpu", "cpu"))
+    monkeypatch.setattr(Station, "workers", 2)
+    with Journal.open(tmp_path / "state") as journal:
+        shop = Shop(tmp_path, journal)
+        given: list[Worker] = []
+        monkeypatch.setattr(Worker, "give", lambda worker, prepared: given.append(worker))
+        with shop.server._bell:
+            shop.until(shop.floor.ready)
+            for number in range(4):
+                waiting = shop.reading(f"{number}.png")
+                shop.floor.tally.reading.discard(waiting.key)
+                profile = shop.server._settings.folder_profile(waiting.folder)
+                job = make_job(replace(taken_of(waiting), sha256=f"{number}" * 64), profile)
+                shop.floor.tally.ready.append(Prepared(waiting, job, read(waiting.path)))
+            shop.floor.feed()
+            shop.floor.tally.busy.clear()
+            shop.server._shutdown()
+    first, second = shop.floor.stations
+    assert [worker.station for worker in given] == [first, second, first, second]
 
 
 def test_a_copy_that_waited_and_cannot_be_made_any_more_is_no_success(shop: Shop) -> None:

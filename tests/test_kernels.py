@@ -1,6 +1,7 @@
 """What makes FLUX.1 fast on a GPU gives the numbers of what it replaces, in no more memory."""
 
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,11 +24,13 @@ from fluxwatchd.engine import (
     silent,
     tiles,
     toolchain,
+    tuning,
     vae,
 )
 from fluxwatchd.engine.flux import Text
 from fluxwatchd.engine.streaming import Stream
 from fluxwatchd.engine.weights import held
+from fluxwatchd.errors import Interrupted
 
 TEXT = Text(torch.randn(1, 8, tiny.WIDTH), torch.randn(1, tiny.POOLED))
 CPU = torch.device("cpu")
@@ -211,3 +214,18 @@ def test_what_is_missing_for_a_compiler_is_told(monkeypatch, tmp_path):
     (finding,) = health._compiler(EngineSettings(), flux_on_gpu)
     assert "no C compiler" in finding.said and "apt install" in finding.remedy
     assert not [*health._compiler(EngineSettings(compile="off"), flux_on_gpu)]
+
+
+def test_one_device_is_tuned_after_the_other_and_who_waits_can_be_stopped():
+    def stopped(stage, done, total):
+        raise Interrupted("a stop was asked for")
+
+    with tuning._alone(silent), ThreadPoolExecutor(1) as pool:
+
+        def waits():
+            with pytest.raises(Interrupted), tuning._alone(stopped):
+                raise AssertionError("two at once")
+
+        pool.submit(waits).result(30)
+    with tuning._alone(stopped):
+        pass

@@ -182,7 +182,9 @@ class Profile(Frozen):
         "auto", description="source px, less than tile_size; auto: an eighth of the tile"
     )
     fusion: Literal["step", "final"] = Field(
-        "step", description="blend the tiles' predictions at every step, or the finished tiles"
+        "step",
+        description="blend the tiles' predictions at every step, or the finished tiles; final: "
+        "all GPUs of the host that have nothing else to do share a large picture's tiles",
     )
     color_fix: Literal["wavelet", "lab", "off"] = Field(
         "wavelet", description="lock colours to the source"

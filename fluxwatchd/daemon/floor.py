@@ -33,9 +33,10 @@ from fluxwatchd.daemon.taking import (
     taken_of,
 )
 from fluxwatchd.daemon.twins import Twins
-from fluxwatchd.daemon.worker import Broken, Known, Lost, Made, Tried, Warm, Worker
+from fluxwatchd.daemon.worker import Broken, Home, Known, Lost, Made, Tried, Warm, Worker
 from fluxwatchd.daemon.writers import Writers, unforeseen
 from fluxwatchd.delivery import Unsettled
+from fluxwatchd.engine.shares import Board
 from fluxwatchd.errors import (
     EngineLost,
     FluxwatchdError,
@@ -54,11 +55,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class Tally:
-    """What is under way, by stage, and how it went so far."""
+    """What is under way, by stage, and how it went so far.
+
+    ``lent``: lanes whose device helps with the picture of another.
+    """
 
     reading: set[Key] = field(default_factory=set)
     ready: deque[Prepared] = field(default_factory=deque)
     busy: dict[int, Prepared] = field(default_factory=dict)
+    lent: set[int] = field(default_factory=set)
     done: int = 0
     failed: int = 0
     alone: bool = False
@@ -92,6 +97,7 @@ class Floor:
         self._silent: frozenset[Path] = frozenset()
         self.tried: dict[int, FluxwatchdError | None] = {}
         self.tally = Tally()
+        self.board = Board(ring)
         self.patience = Patience()
         self.stints = Stints(clock)
         self.workers: tuple[Worker, ...] = ()
@@ -198,12 +204,43 @@ class Floor:
                 self._close(letter.waiting, letter.job_id, letter.end)
             case Stuck():
                 self._stuck(letter)
+            case Home():
+                self._home(letter)
             case Tried():
                 self.tried[letter.lane] = letter.error
             case Warm():
                 self._warmed(letter)
             case Lost():
                 self._lost(letter)
+
+    def _free_worker(self) -> Worker | None:
+        """One of the device that has the fewest pictures; rather one that does not help."""
+        tally = self.tally
+
+        def held(worker: Worker) -> tuple[int, int]:
+            own = (lane for lane in tally.busy if self.workers[lane].station is worker.station)
+            return sum(1 for _ in own), worker.lane in tally.lent
+
+        free = [worker for worker in self.workers if worker.lane not in tally.busy]
+        return min(free, key=held, default=None)
+
+    def _lend(self) -> None:
+        """Devices without a picture help with another's; they leave as soon as they have one."""
+        for station in self.stations if (wanted := self.board.open()) else ():
+            own = [worker for worker in self.workers if worker.station is station]
+            if any(worker.lane in {*self.tally.busy, *self.tally.lent} for worker in own):
+                continue
+            for name, share in wanted:
+                if station not in share.declined:
+                    self.tally.lent.add(own[0].lane)
+                    own[0].help(name, share)
+                    break
+
+    def _home(self, letter: Home) -> None:
+        """A device that helped is back."""
+        self.tally.lent.discard(letter.lane)
+        if not letter.useful:
+            letter.share.declined.add(self.workers[letter.lane].station)
 
     def _if_cancelled(self, letter: Letter) -> Letter:
         """What a reader says of a file that somebody cancelled meanwhile: it is set aside."""
@@ -224,10 +261,10 @@ class Floor:
         if not self.ready():
             return
         tally, lanes = self.tally, len(self.workers)
-        for worker in self.workers:
-            if worker.lane not in tally.busy and (prepared := self._next_ready()):
-                tally.busy[worker.lane] = prepared
-                worker.give(prepared)
+        while (worker := self._free_worker()) and (prepared := self._next_ready()):
+            tally.busy[worker.lane] = prepared
+            worker.give(prepared)
+        self._lend()
         ahead = lanes + lanes - len(tally.busy) + min(lanes, self._twins.waiting(tally.ready))
         tried = self.patience.tried(silent)
         writing = self._writers.busy(silent) - tried

@@ -58,6 +58,7 @@ class Pulse:
     _since: float = 0.0
     _last: float = 0.0
     _working: bool = False
+    _told: bool = True
     _unwanted: str | None = None
     _progress: Progress | None = field(default=None)
 
@@ -65,7 +66,7 @@ class Pulse:
         """One step of work is finished; see fluxwatchd.engine.Beat."""
         self._last = self.clock()
         self._progress = Progress(self._name, stage, done, total, self._since)
-        if self.listener is not None:
+        if self.listener is not None and self._told:
             self.listener(self._name, stage, done, total)
         if self._name != LOADING and stage == os.environ.get(HANG_AT):
             threading.Event().wait()
@@ -74,8 +75,9 @@ class Pulse:
         if self.cancelled:
             raise Interrupted("the job was cancelled")
 
-    def begin(self, name: str) -> None:
-        """Work on ``name`` begins."""
+    def begin(self, name: str, *, told: bool = True) -> None:
+        """Work on ``name`` begins; the listener hears of it if it is ``told``."""
+        self._told = told
         self._name, self._since, self._last = name, self.clock(), self.clock()
         self._progress = Progress(name, "start", 0, 1, self._since)
         self._working = True
@@ -85,7 +87,7 @@ class Pulse:
         if self._unwanted == self._name:  # the next file of that name is wanted
             self._unwanted = None
         self._working, self._progress = False, None
-        if self.listener is not None:
+        if self.listener is not None and self._told:
             self.listener.end(self._name)
 
     def cancel(self, name: str) -> None:

@@ -31,6 +31,7 @@ from fluxwatchd.daemon.taking import Taker
 from fluxwatchd.daemon.worker import Worker
 from fluxwatchd.delivery import Delivery, Homes, Recovered, recover
 from fluxwatchd.engine import devices
+from fluxwatchd.engine.shares import Board
 from fluxwatchd.errors import ConfigError, DeliveryFailed, FluxwatchdError, StateBlocked
 from fluxwatchd.journal import Journal
 
@@ -136,7 +137,8 @@ class Server:
                 self._journal.crashed(row.id)
         stations = [self._station(device) for device in self._devices(self._settings)]
         seats = [station for station in stations for _ in range(station.workers)]
-        self._floor.open([self._worker(*seat) for seat in enumerate(seats)], self._inboxes)
+        board = self._floor.board if len(stations) > 1 else None
+        self._floor.open([self._worker(*seat, board) for seat in enumerate(seats)], self._inboxes)
         self._inboxes.start()
 
     def _open(self, folder: Folder) -> None:
@@ -227,13 +229,14 @@ class Server:
             state_dir=self._settings.daemon.state_dir,
         )
 
-    def _worker(self, lane: int, station: Station) -> Worker:
+    def _worker(self, lane: int, station: Station, board: Board | None) -> Worker:
         return Worker(
             lane,
             station,
             pulse=Pulse(self._stop, self._clock, self._listener),
             tell=self._floor.send,
             same=self._floor.has_same,
+            board=board,
         )
 
     def _handlers(self) -> dict[signal.Signals, signals.Handler]:

@@ -43,7 +43,7 @@ class Station:
         self._device = device
         self._engine: Engine | None = None
         self._state = threading.Condition(threading.RLock())
-        self._at_work = 0
+        self._at_work = self._lent = 0
         self._workers = self.workers
         self._opened: tuple[Checkpoint, ...] | None = None
         self._tried: tuple[Trial, FluxwatchdError | None] | None = None
@@ -68,6 +68,27 @@ class Station:
                     self._opened = self._warm_all(self._profiles, pulse)
             return self._opened
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a picture of its own is worked on."""
+        return self._at_work > 0
+
+    @contextmanager
+    def lending(self) -> Iterator[Engine | None]:
+        """The engine for another station's picture, None if it is wanted here.
+
+        Meanwhile no other settings are tried.
+        """
+        with self._state:
+            engine = None if self._at_work else self._engine
+            self._lent += 1
+        try:
+            yield engine
+        finally:
+            with self._state:
+                self._lent -= 1
+                self._state.notify_all()
+
     @contextmanager
     def working(self) -> Iterator[None]:
         """While a picture is worked on, no other settings are tried."""
@@ -90,7 +111,7 @@ class Station:
     def try_out(self, trial: Trial, pulse: Pulse) -> FluxwatchdError | None:
         """Once no picture is worked on: all of it works, or what was there is as it was."""
         with self._state:
-            self._state.wait_for(lambda: self._at_work == 0)
+            self._state.wait_for(lambda: self._at_work == self._lent == 0)
             if self._tried is None or self._tried[0] is not trial:
                 with _loading(pulse):
                     self._tried = (trial, self._try(trial, pulse))

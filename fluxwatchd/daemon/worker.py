@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -14,6 +15,7 @@ from fluxwatchd import work
 from fluxwatchd.daemon.pulse import Pulse
 from fluxwatchd.daemon.station import Station, Trial
 from fluxwatchd.daemon.taking import Prepared
+from fluxwatchd.engine.shares import Board, Share
 from fluxwatchd.errors import (
     ConfigError,
     EngineLost,
@@ -79,14 +81,32 @@ class Tried:
     error: FluxwatchdError | None
 
 
-Event = Made | Broken | Known | Warm | Tried | Lost
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A device that helped with another one's picture is back; ``useful`` if it can help again."""
+
+    lane: int
+    share: Share
+    useful: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Help:
+    """Other devices may help with this share of the picture ``name``."""
+
+    name: str
+    share: Share
+
+
+Event = Made | Broken | Known | Warm | Tried | Lost | Home
 
 
 class Worker(threading.Thread):
     """Does pictures on a device that it may share; ``tell`` is told what came of each job.
 
     ``lane`` tells workers apart. ``same`` answers whether an earlier result of the job at hand,
-    made by the given checkpoint, can be copied instead.
+    made by the given checkpoint, can be copied instead. ``board`` is where other devices find the
+    tiles of a large picture, None where there is no other.
     """
 
     def __init__(
@@ -97,15 +117,20 @@ class Worker(threading.Thread):
         pulse: Pulse,
         tell: Callable[[Event], None],
         same: Callable[[Prepared, Checkpoint], bool],
+        board: Board | None = None,
     ) -> None:
         super().__init__(name=f"engine-{lane}", daemon=True)
         self.lane, self.station, self.pulse = lane, station, pulse
-        self._tell, self._same = tell, same
-        self._inbox: queue.SimpleQueue[Prepared | Trial | None] = queue.SimpleQueue()
+        self._tell, self._same, self._board = tell, same, board
+        self._inbox: queue.SimpleQueue[Prepared | Trial | Help | None] = queue.SimpleQueue()
 
     def give(self, prepared: Prepared) -> None:
         """The next picture to do."""
         self._inbox.put(prepared)
+
+    def help(self, name: str, share: Share) -> None:
+        """Help with a picture of another device until there is something else; a Home says so."""
+        self._inbox.put(Help(name, share))
 
     def try_out(self, trial: Trial) -> None:
         """After the job at hand, use other settings if they work; a Tried says whether."""
@@ -122,6 +147,8 @@ class Worker(threading.Thread):
             while (item := self._inbox.get()) is not None:
                 if isinstance(item, Trial):
                     self._tell(Tried(self.lane, self.station.try_out(item, self.pulse)))
+                elif isinstance(item, Help):
+                    self._tell(self._help(item))
                 else:
                     with self.station.working():
                         came = self._do(item)
@@ -136,6 +163,24 @@ class Worker(threading.Thread):
         finally:
             self.pulse.end()
             self.station.leave()
+
+    def _help(self, item: Help) -> Home:
+        """Tiles of another device's picture. Raises EngineLost if this device broke."""
+        useful = True
+        with self.station.lending() as engine:
+            self.pulse.begin(item.name, told=False)
+            try:
+                if engine is not None:
+                    useful = engine.help(item.share, self.pulse, leave=self._is_wanted)
+            except Interrupted:  # a stop; the tiles went back
+                pass
+            finally:
+                self.pulse.end()
+        return Home(self.lane, item.share, useful)
+
+    def _is_wanted(self) -> bool:
+        """Whether there is something to do here."""
+        return self.station.is_wanted or not self._inbox.empty()
 
     def _do(self, prepared: Prepared) -> Event:
         """One picture; every way it can end is an Event."""
@@ -169,5 +214,10 @@ class Worker(threading.Thread):
         if self._same(prepared, checkpoint):
             return checkpoint
         return engine.upscale(
-            prepared.picture, job.profile, job.seed, self.pulse, ticket=work.ticket(job)
+            prepared.picture,
+            job.profile,
+            job.seed,
+            self.pulse,
+            ticket=work.ticket(job),
+            offer=partial(self._board.offer, str(job.source)) if self._board else None,
         )

@@ -17,7 +17,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fluxwatchd.config import EngineSettings, Profile
+    from fluxwatchd.engine.shares import Offer, Share
     from fluxwatchd.imageio import Picture
     from fluxwatchd.job import Checkpoint, Upscaled
 
@@ -57,6 +60,11 @@ class Ticket:
     seed: int
 
 
+def never() -> bool:
+    """No."""
+    return False
+
+
 class Engine(Protocol):
     """One device and the models resident on it; belongs to the thread that first uses it."""
 
@@ -80,14 +88,26 @@ class Engine(Protocol):
         beat: Beat = silent,
         *,
         ticket: Ticket | None = None,
+        offer: Offer | None = None,
     ) -> Upscaled:
         """Upscale one picture.
 
         With a ``ticket`` and a state folder a long job writes its state there, and goes on from
         what an earlier try of the same ticket left (see resume.py). Whoever gave the ticket
-        removes the state once the job is over.
+        removes the state once the job is over. ``offer`` is entered while other engines may help
+        with the tiles of a large picture (``fusion = "final"``).
 
         Raises JobFailed (this picture), EngineLost (the device), Interrupted (from ``beat``).
+        """
+        ...
+
+    def help(self, share: Share, beat: Beat = silent, *, leave: Callable[[], bool] = never) -> bool:
+        """Do tiles of another engine's picture until there are none, or ``leave`` says so.
+
+        Only with a model that is resident, and the same as the other's to the bit. False if it is
+        of no use for these tiles: another model, too little memory, an error of its own.
+
+        Raises EngineLost (the device broke), and Interrupted (from ``beat``).
         """
         ...
 

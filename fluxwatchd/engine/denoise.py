@@ -192,7 +192,8 @@ def cut(latent: Tensor, tiles: Sequence[Tile], packing: int) -> Tensor:
 def noise(shape: Sequence[int], seed: int) -> Tensor:
     """One normal field for the whole picture, the same for every device: it is drawn on the CPU."""
     generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn(tuple(shape), generator=generator)
+    # said, as the default is every thread's, and a library changes it while it loads a model
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32)
 
 
 def denoise(
@@ -232,36 +233,3 @@ def denoise(
         keeper.note(Place("denoise", step + 1, 0, predict.batch.size), {"latent": latent})
     beat("denoise", total, total)
     return latent
-
-
-def denoise_apart(
-    latent: Tensor,
-    sigmas: Sequence[float],
-    predict: Predictor,
-    indices: Sequence[int],
-    beat: Beat,
-    *,
-    keeper: Keeper = NOBODY,
-) -> Tensor:
-    """Run every step on the tiles at ``indices``, each for itself: (B, C, h, w), float32."""
-    tiles, packing = predict.grid.tiles, predict.model.packing
-    steps, before = len(sigmas) - 1, keeper.before("denoise")
-    total, done = len(indices) * steps, before.done
-    height, width = (side * packing for side in predict.grid.shape)
-    finished = latent.new_empty(len(indices), latent.shape[0], height, width)
-    finished[:done] = before.tensor("finished", finished[:done])
-    for part in predict.batch.over(indices[done:]):
-        own, first = cut(latent, [tiles[i] for i in part], packing), 0
-        if done == before.done:
-            own, first = before.tensor("own", own), before.step
-        for step in range(first, steps):
-            beat("denoise", done * steps + step * len(part), total)
-            own = own + (sigmas[step + 1] - sigmas[step]) * predict(own, sigmas[step], part)
-            place = Place("denoise", step + 1, done, predict.batch.size)
-            keeper.note(place, {"finished": finished[:done], "own": own}, ran=len(part))
-        finished[done : done + len(part)] = own
-        done += len(part)
-        place = Place("denoise", 0, done, predict.batch.size)
-        keeper.note(place, {"finished": finished[:done]})
-    beat("denoise", total, total)
-    return finished

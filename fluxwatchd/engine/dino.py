@@ -90,13 +90,18 @@ class DinoEncoder:
 
         name = str(source)
         try:
-            kind = AutoConfig.from_pretrained(name).model_type
+            config = AutoConfig.from_pretrained(name)
+            kind = config.model_type
             if kind not in MODEL_TYPES:
                 raise ConfigError(
                     f"dino_encoder {name!r} is a {kind} model, not DINOv2",
                     hint="Name a Dinov2Model or Dinov2WithRegistersModel, as facebook/dinov2-base.",
                 )
-            model = AutoModel.from_pretrained(name, dtype="auto")
+            stored: torch.dtype | None = getattr(config, "dtype", None)
+            # to load in another dtype than torch's default makes that every thread's default
+            model = AutoModel.from_pretrained(name, dtype=torch.float32 if stored else "auto")
+            if stored is not None:
+                model.to(stored)
         except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
             raise ConfigError(
                 f"dino_encoder {name!r} cannot be loaded: {faults.first_line(error)}",

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from fluxwatchd.config import EngineSettings, Profile
 from fluxwatchd.engine import Beat, loading, memory, silent
 from fluxwatchd.engine.denoise import Guide
 from fluxwatchd.engine.dino import DinoEncoder
+from fluxwatchd.engine.exact import MathAttention, repeatable
 from fluxwatchd.engine.identity import Identities, weight_files
 from fluxwatchd.engine.model import Model
 from fluxwatchd.engine.pipeline import Plan
@@ -253,13 +253,7 @@ def _descend(loss: Tensor, leaf: Tensor, longest: float, reach: float) -> Tensor
 @contextlib.contextmanager
 def _differentiating() -> Iterator[None]:
     """Autograd inside the pipeline's inference mode, by algorithms that repeat to the byte."""
-    tf32 = torch.backends.cudnn.allow_tf32
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-        torch.backends.cudnn.flags(deterministic=True, allow_tf32=tf32),
-    ):
+    with torch.inference_mode(False), torch.enable_grad(), repeatable():
         yield
 
 
@@ -309,7 +303,11 @@ class SmallDecoder:
             part = latents[..., *tile.cut()]
             # one window's activations at a time: they are computed again for the gradient
             pixels = checkpoint(
-                self.vae.decode, part, use_reentrant=False, preserve_rng_state=False
+                self.vae.decode,
+                part,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=lambda: (contextlib.nullcontext(), MathAttention()),
             )
             out[..., *tile.cut(factor)] += pixels * torch.from_numpy(weight).to(out.device)
         return out

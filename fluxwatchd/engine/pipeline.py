@@ -15,18 +15,20 @@ from torch import Tensor
 from fluxwatchd import __version__
 from fluxwatchd.config import Profile
 from fluxwatchd.engine import Beat, color, memory, resize, schedule, sight, stripes, transfer
+from fluxwatchd.engine.apart import Apart
 from fluxwatchd.engine.backprojection import Anchor, anchor_for, enlarges, project_back
-from fluxwatchd.engine.denoise import Batch, Guide, Predictor, cut, denoise, denoise_apart, noise
+from fluxwatchd.engine.denoise import Batch, Guide, Predictor, cut, denoise, noise
 from fluxwatchd.engine.dino import FeatureCache
 from fluxwatchd.engine.model import Model
 from fluxwatchd.engine.plain import Clock, finish
 from fluxwatchd.engine.relief import patiently
 from fluxwatchd.engine.resume import NOBODY, Keeper, Place
+from fluxwatchd.engine.shares import Offer
 from fluxwatchd.engine.sight import Mode, Sight
 from fluxwatchd.engine.tiles import Grid, Tile, plan
 from fluxwatchd.engine.transfer import Arriving
 from fluxwatchd.engine.turns import Turn, at_once
-from fluxwatchd.engine.vae import Vae, decode_picture, decode_there, encode_picture
+from fluxwatchd.engine.vae import Vae, decode_there, encode_picture
 from fluxwatchd.errors import ConfigError
 from fluxwatchd.imageio import Picture
 from fluxwatchd.job import DinoRecord, StripeRecord, TileRecord, Upscaled, Window
@@ -91,12 +93,14 @@ def upscale(
     make_guide: MakeGuide | None = None,
     keeper: Keeper = NOBODY,
     turn: Turn = at_once,
+    offer: Offer | None = None,
 ) -> Upscaled:
     """Upscale ``picture`` with a resolved ``profile``.
 
     ``batch`` says how many tiles go at once, at first. ``keeper`` keeps where the picture stands,
     and knows where an earlier try came to. ``turn`` is entered for what needs the device, and left
-    as soon as all of that is queued there.
+    as soon as all of that is queued there. ``offer``, with fusion "final": others may help with
+    tiles.
 
     Raises ConfigError, JobFailed, and whatever ``beat`` and torch raise.
     """
@@ -129,8 +133,9 @@ def upscale(
 
         # 6. denoise, tile by tile, fused; 7. back to pixels
         predict = predictor(model, plan, held, clean=clean, seen=seen, guide=begun.guide)
-        made = partial(_made, model, plan, clock=clock, beat=beat, turn=turn)
-        latents, coming = made(partial(run, start, predict, plan, beat, keeper))
+        apart = Apart(model, plan, seen=seen, wider=wider, offer=offer)
+        made = partial(_made, model, plan, apart, clock=clock, beat=beat, turn=turn)
+        latents, coming = made(partial(run, start, predict, plan, beat, keeper, apart=apart))
 
     # 8. with the base's colours
     anchor = anchor_for(model.variant, profile, picture.format) if enlarges(base, source) else None
@@ -143,7 +148,9 @@ def upscale(
         striped = StripeRecord(model.unit, grid_of(image))
     if stripes.shows(striped):
         held.size = keeper.again("shifted") or held.size
-        shifted, coming = made(partial(run, start, predict.shifted(), plan, beat, keeper))
+        shifted, coming = made(
+            partial(run, start, predict.shifted(), plan, beat, keeper, apart=apart)
+        )
         other = dress(coming)
         striped = stripes.better(striped, grid_of(other))
         if striped.shifted:
@@ -156,7 +163,7 @@ def upscale(
     if again:
         held.size = keeper.again("drift", again) or held.size
         anew = partial(rerun, latents, clean, predict, plan, indices=again, beat=beat)
-        latents, coming = made(partial(anew, keeper=keeper))
+        latents, coming = made(partial(anew, keeper=keeper, apart=apart))
         image = dress(coming)
         drifts = compare(image)
         striped = replace(striped, amplitude=grid_of(image))
@@ -175,7 +182,7 @@ def upscale(
         notes=notes(model, profile, again, striped),
         stripes=striped,
         color_shift=strayed,
-        extra={**_extra(again, anchor), **keeper.told()},
+        extra={**_extra(again, anchor), **apart.told(), **keeper.told()},
     )
 
 
@@ -376,7 +383,13 @@ def mix(clean: Tensor, field: Tensor, sigma: float) -> Tensor:
 
 
 def run(
-    start: Tensor, predict: Predictor, plan: Plan, beat: Beat, keeper: Keeper = NOBODY
+    start: Tensor,
+    predict: Predictor,
+    plan: Plan,
+    beat: Beat,
+    keeper: Keeper = NOBODY,
+    *,
+    apart: Apart,
 ) -> Tensor:
     """The whole latent (C, H, W), or with ``fusion = "final"`` every tile's (N, C, h, w)."""
     before = keeper.before("decode")
@@ -384,7 +397,7 @@ def run(
         return before.tensor("latents", start)
     if plan.profile.fusion == "final":
         every = range(len(plan.grid.tiles))
-        latents = denoise_apart(start, plan.sigmas, predict, every, beat, keeper=keeper)
+        latents = apart.denoise(start, plan.sigmas, predict, every, beat, keeper=keeper)
     else:
         latents = denoise(start, plan.sigmas, predict, beat, keeper=keeper)
     place = Place("decode", len(plan.sigmas) - 1, 0, predict.batch.size)
@@ -401,6 +414,7 @@ def rerun(
     indices: Sequence[int],
     beat: Beat,
     keeper: Keeper = NOBODY,
+    apart: Apart,
 ) -> Tensor:
     """``latents`` with the tiles at ``indices`` made anew from half the strength."""
     model = predict.model
@@ -409,7 +423,7 @@ def rerun(
     )
     drawn = transfer.send(noise(clean.shape, plan.seed), model.device)
     start = mix(clean, drawn, levels[0])
-    made = denoise_apart(start, levels, predict, indices, beat, keeper=keeper)
+    made = apart.denoise(start, levels, predict, indices, beat, keeper=keeper)
     latents = latents.clone()
     if plan.profile.fusion == "final":
         latents[list(indices)] = made
@@ -427,6 +441,7 @@ def rerun(
 def _made(
     model: Model,
     plan: Plan,
+    apart: Apart,
     work: Callable[[], Tensor],
     *,
     clock: Clock,
@@ -440,7 +455,7 @@ def _made(
 
     def decoded() -> Arriving:
         if plan.profile.fusion == "final":
-            return Arriving(torch.from_numpy(decode_tiles(model.vae, latents, plan.grid, beat)))
+            return Arriving(torch.from_numpy(apart.decode(latents, plan.grid, beat)))
         return Arriving(decode_there(model.vae, latents, beat))
 
     with turn():
@@ -469,15 +484,6 @@ def _dress(
         if anchor is None:
             return image
         return project_back(image, source, rounds=anchor.rounds, amount=anchor.amount)
-
-
-def decode_tiles(vae: Vae, latents: Tensor, grid: Grid, beat: Beat) -> Floats:
-    """Finished tiles (N, C, h, w), decoded one by one and blended in pixels."""
-    per = vae.factor * latents.shape[2] // grid.shape[0]
-    out = np.zeros((grid.rows.length * per, grid.columns.length * per, 3), np.float32)
-    for tile, weight, latent in zip(grid.tiles, grid.weights(per), latents, strict=True):
-        out[tile.cut(per)] += decode_picture(vae, latent, beat) * weight[..., None]
-    return out
 
 
 # --- drift ----------------------------------------------------------------------------------

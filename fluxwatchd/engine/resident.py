@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -15,16 +16,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fluxwatchd.config import EngineSettings, Profile
-from fluxwatchd.engine import Beat, Ticket, faults, footprint, memory, passes, plain, resume, silent
+from fluxwatchd.engine import (
+    Beat,
+    Ticket,
+    faults,
+    footprint,
+    memory,
+    never,
+    passes,
+    plain,
+    resume,
+    silent,
+)
 from fluxwatchd.engine.turns import Turns
+from fluxwatchd.errors import Interrupted
 from fluxwatchd.imageio import Picture
 from fluxwatchd.job import Checkpoint, Upscaled
 
 if TYPE_CHECKING:
     from fluxwatchd.engine.dino import FeatureCache
     from fluxwatchd.engine.model import Model
+    from fluxwatchd.engine.shares import Offer, Share
 
     Load = Callable[[Profile, EngineSettings, str, Path | None, Beat], Model]
+
+log = logging.getLogger(__name__)
 
 Key = tuple[str, ...]
 Tiling = tuple[int | str, int | str]
@@ -106,6 +122,7 @@ class ResidentEngine:
         beat: Beat = silent,
         *,
         ticket: Ticket | None = None,
+        offer: Offer | None = None,
     ) -> Upscaled:
         """Upscale one picture. What goes wrong is classified here and nowhere else."""
         profile = profile.resolved()
@@ -115,7 +132,9 @@ class ResidentEngine:
                 done = plain.upscale(picture, profile, beat)
             else:
                 with self._whole(beat):
-                    done = self._with_model(picture, profile, seed, beat, ticket)
+                    done = self._with_model(
+                        picture, profile, seed, beat=beat, ticket=ticket, offer=offer
+                    )
             return replace(done, notes=(*done.notes, *plain.size_notes(profile, picture)))
         except Exception as error:
             known = faults.classify(error)
@@ -123,8 +142,45 @@ class ResidentEngine:
                 raise
             raise known from error
 
+    def help(self, share: Share, beat: Beat = silent, *, leave: Callable[[], bool] = never) -> bool:
+        """Do tiles of another engine's picture; see fluxwatchd.engine.Engine."""
+        try:
+            with self._turns.mine(beat):
+                return self._lend(share, beat, leave)
+        except Interrupted:
+            raise
+        except Exception as error:
+            if faults.is_device(error):
+                raise faults.classify(error) from error
+            if faults.is_memory(error):
+                faults.without_frames(error)
+                log.info("%s helps no more: its memory is short", self.device)
+            else:  # the picture's own engine comes to the same tiles
+                log.exception("%s could not help with a picture", self.device)
+        self._tidy()
+        return False
+
+    def _lend(self, share: Share, beat: Beat, leave: Callable[[], bool]) -> bool:
+        from fluxwatchd.engine import apart, guidance
+
+        order = share.order
+        model = self._models.get(model_key(order.profile)) if order is not None else None
+        if order is None or model is None or apart.kind(model) != order.kind:
+            log.info("%s cannot help with a picture: it has not the same model", self.device)
+            return False
+        guide = partial(guidance.make_guide, beat=beat)
+        apart.lend(model, share, who=self, beat=beat, leave=leave, make_guide=guide)
+        return True
+
     def _with_model(
-        self, picture: Picture, profile: Profile, seed: int, beat: Beat, ticket: Ticket | None
+        self,
+        picture: Picture,
+        profile: Profile,
+        seed: int,
+        *,
+        beat: Beat,
+        ticket: Ticket | None,
+        offer: Offer | None,
     ) -> Upscaled:
         """Load if need be and run; if memory is short, without the models that are not needed."""
         clock = plain.Clock()
@@ -136,7 +192,7 @@ class ResidentEngine:
             if model.holding is not None:
                 model.holding.spare = self._spare
         try:
-            done = self._run(model, picture, profile, seed, beat=beat, ticket=ticket)
+            done = self._run(model, picture, profile, seed, beat=beat, ticket=ticket, offer=offer)
         except (RuntimeError, MemoryError) as error:
             if len(self._models) == 1 or not faults.is_memory(error):
                 raise
@@ -144,7 +200,7 @@ class ResidentEngine:
         if done is None:
             with self._turns.mine(beat):
                 self._spare()
-            done = self._run(model, picture, profile, seed, beat=beat, ticket=ticket)
+            done = self._run(model, picture, profile, seed, beat=beat, ticket=ticket, offer=offer)
         done = replace(done, seconds={**clock.seconds, **done.seconds})
         return self._told(profile, model, done)
 
@@ -188,13 +244,14 @@ class ResidentEngine:
         *,
         beat: Beat,
         ticket: Ticket | None,
+        offer: Offer | None,
     ) -> Upscaled:
         """Every pass that the scale takes."""
         done: list[Upscaled] = []
         for one in passes.split(profile, picture, model.variant):
             keeper = self._keeper(ticket, one.turn, beat)
             given = done[-1].picture if done else picture
-            done.append(self._pass(model, given, one.profile, seed, keeper))
+            done.append(self._pass(model, given, one.profile, seed, keeper=keeper, offer=offer))
             keeper.settle()
         return passes.join(done)
 
@@ -204,7 +261,9 @@ class ResidentEngine:
         picture: Picture,
         profile: Profile,
         seed: int,
+        *,
         keeper: resume.Keeper,
+        offer: Offer | None,
     ) -> Upscaled:
         from fluxwatchd.engine import guidance, pipeline
 
@@ -220,6 +279,7 @@ class ResidentEngine:
             make_guide=partial(guidance.make_guide, beat=keeper.beat),
             keeper=keeper,
             turn=partial(self._turns.mine, keeper.beat),
+            offer=offer,
         )
 
     def _batch(self, model: Model, tokens: int) -> int:

@@ -360,6 +360,8 @@ class Keeper:
             return
         place, tensors = noted
         size = sum(tensor.nbytes for tensor in tensors.values())
+        if not size:  # what others did lies beyond a gap, and before it is nothing
+            return
         if size / self._speed > most:
             log.info("the state takes too long to be written at a stop", megabytes=size // 10**6)
             return

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -17,6 +20,10 @@ from fluxwatchd.variants import BUNDLED
 
 log = logging.getLogger(__name__)
 
+_tuning = threading.Lock()
+LOOK = 0.5
+"""Seconds between two beats of a device that waits for another to be tuned."""
+NATIVE = "native"
 COMPILE_OFF = 'engine.compile is "off"'
 
 
@@ -30,6 +37,26 @@ def tune(model: Model, text: Text, settings: EngineSettings, beat: Beat) -> Mode
     """
     if model.device.type != "cuda" or model.variant.model == BUNDLED:
         return model
+    with _alone(beat):
+        return _tune(model, text, settings, beat)
+
+
+@contextmanager
+def _alone(beat: Beat) -> Iterator[None]:
+    """One device after the other.
+
+    What chooses an attention does so by switches that are the whole process's: of two threads that
+    set them and set them back in turns, the second leaves them as the first had set them.
+    """
+    while not _tuning.acquire(timeout=LOOK):
+        beat("compile", 0, 3)
+    try:
+        yield
+    finally:
+        _tuning.release()
+
+
+def _tune(model: Model, text: Text, settings: EngineSettings, beat: Beat) -> Model:
     side = model.variant.native_tile // model.unit
     tokens = side * side + text.states.shape[1]
     beat("compile", 0, 3)
@@ -43,6 +70,9 @@ def tune(model: Model, text: Text, settings: EngineSettings, beat: Beat) -> Mode
     reason = reason or next(iter(kernels.reasons(plan, model.device)), None)
     reason = reason or _compile(model, text, side)
     beat("compile", 3, 3)
+    if reason is not None and len(memory.find_devices(settings)) > 1:
+        attention = NATIVE  # the only one that, run as written, needs no such switch
+        cast(Any, model.transformer).set_attention_backend(attention)
     tuning = Tuning(attention, reason is None, reason, full)
     log.info(
         "tuned for %s: attention %s, %s, full with %d tokens",

@@ -41,7 +41,8 @@ class Vae:
     Pixels are (B, 3, H, W) in 0..1; latents (B, channels, H/factor, W/factor), normalised by
     z = (raw - shift) * scale as the model's configuration says. H and W are multiples of
     ``factor``. ``compiled``: side, latent cells, of the square windows that it is compiled for; 0
-    if it is not, NEVER if it is and is to run as written all the same.
+    if it is not, NEVER if it is and is to run as written all the same. ``steady``: windows are not
+    made smaller where memory is short.
     """
 
     module: nn.Module
@@ -52,6 +53,7 @@ class Vae:
     device: torch.device
     dtype: torch.dtype
     compiled: int = 0
+    steady: bool = False
 
     @classmethod
     def of(cls, module: nn.Module, dtype: torch.dtype = torch.float32) -> Vae:
@@ -150,7 +152,7 @@ def _in_windows(vae: Vae, work: Callable[[int], Work]) -> Work:
         try:
             return work(side)
         except (RuntimeError, MemoryError) as error:
-            if side <= LEAST_WINDOW or not faults.is_memory(error):
+            if vae.steady or side <= LEAST_WINDOW or not faults.is_memory(error):
                 raise
         side = max(LEAST_WINDOW, side // 2)
 

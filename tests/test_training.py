@@ -14,14 +14,26 @@ import torch
 from PIL import Image
 
 import fluxwatchd
+from fluxwatchd.bench.judge import Judge
 from fluxwatchd.config import EngineSettings, Profile
-from fluxwatchd.engine import open_engine
+from fluxwatchd.engine import color, open_engine
+from fluxwatchd.engine.backprojection import FIRM, project_back
 from fluxwatchd.engine.dino import DinoEncoder
 from fluxwatchd.engine.fp8 import Float8Linear
 from fluxwatchd.engine.projector import Projector, load_lora
 from fluxwatchd.errors import ConfigError
 from fluxwatchd.imageio import Picture
-from fluxwatchd.training import adapter, common, data, dino, nano
+from fluxwatchd.training import (
+    adapter,
+    common,
+    data,
+    dino,
+    finish,
+    judged,
+    looks,
+    nano,
+    nano_adapter,
+)
 
 CPU = torch.device("cpu")
 NANO = Path(fluxwatchd.__file__).parent / "models" / "nano"
@@ -267,7 +279,119 @@ def test_a_stage_that_does_not_exist_is_refused(tmp_path):
         nano.main(nano.NanoOptions(output=tmp_path, stage="everything"))
 
 
-# --- the adapter ----------------------------------------------------------------------------
+# --- nano's adapter alone -------------------------------------------------------------------
+
+
+def as_batch(pixels):
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+
+
+def test_finishing_with_a_gradient_gives_the_pipelines_pixels():
+    base, result = (tiny.photo(64, 96, seed=seed) for seed in (0, 1))
+    small = tiny.photo(16, 24, seed=0)
+    learnt = as_batch(result).clone().requires_grad_()
+    locked = finish.lock(learnt, as_batch(base))
+    ours = finish.project_back(locked, as_batch(small))
+    theirs = color.lock(result.copy(), base, "wavelet")
+    assert torch.allclose(locked, as_batch(theirs), atol=1e-4)
+    theirs = project_back(theirs, small, rounds=FIRM.rounds, amount=FIRM.amount)
+    assert torch.allclose(ours, as_batch(theirs), atol=1e-4)
+    ours.square().sum().backward()
+    assert learnt.grad.abs().sum() > 0
+
+
+def test_drift_is_measured_as_bench_dino_judges_it():
+    encoder = DinoEncoder.load(NANO / "dino")
+    truth, result = ((tiny.photo(192, 256, seed=s) * 255).round().astype(np.uint8) for s in (0, 1))
+    small = np.array(Image.fromarray(truth).resize((64, 48), Image.Resampling.BICUBIC))
+    ours = [as_batch(pixels / np.float32(255)) for pixels in (result, truth, small)]
+    judge = Judge(encoder)
+    to_source = float(looks.drift_from_source(encoder, ours[0], ours[2]))
+    to_truth = float(looks.drift_from_truth(encoder, ours[0], ours[1]))
+    assert to_source == pytest.approx(judge.to_source(result, small), rel=1e-2)
+    assert to_truth == pytest.approx(judge.to_truth(result, judge.detail(truth)), rel=1e-2)
+
+
+def nano_adapter_options(toy, images, output, **changes):
+    fields = {
+        "resume": toy / "nano", "dino": toy / "dino", "images": images, "output": output,
+        "tile": 64, "batch": 4, "steps": 2, "warm_up": 1, "windows": 1,
+    }  # fmt: skip
+    return nano_adapter.NanoAdapterOptions(**(fields | changes))
+
+
+def test_tuning_nanos_adapter_changes_nothing_but_the_adapter(toy, images, tmp_path):
+    options = nano_adapter_options(toy, images, tmp_path / "tuned", rate=1e-2, steps=12)
+    before = {file: file.read_bytes() for file in toy.rglob("*.safetensors")}
+    model = nano_adapter.start(options, CPU)
+    frozen = {
+        f"{part}.{name}": p.clone()
+        for part in ("vae", "transformer")
+        for name, p in getattr(model, part).named_parameters()
+    }
+    first = model.projector.mlp[0].weight.clone()
+    pictures = data.Pictures(data.find(images), CPU)
+    trained = nano_adapter.train(options, model, pictures, lambda **_: None)
+    assert not torch.equal(first, trained.mlp[0].weight)
+    for place, p in frozen.items():
+        part, _, name = place.partition(".")
+        assert torch.equal(p, getattr(model, part).get_parameter(name)), place
+        assert getattr(model, part).get_parameter(name).grad is None
+    # and what is written is an adapter, alone
+    nano_adapter.main(dataclasses.replace(options, steps=1))
+    assert {f.name for f in options.output.rglob("*.safetensors")} == {"adapter.safetensors"}
+    assert before == {file: file.read_bytes() for file in toy.rglob("*.safetensors")}
+    tuned = Projector.load(options.output / "dino_adapter")
+    tuned.check(model="nano", model_width=192, encoder=DinoEncoder.load(toy / "dino"))
+
+
+def test_with_a_tuned_adapter_strength_0_is_the_same_to_the_bit_and_1_is_not(tmp_path):
+    tuned = Projector.load(NANO / "dino_adapter")
+    with torch.no_grad():
+        tuned.mlp[2].weight.mul_(1.5)
+    tuned.save(tmp_path / "adapter.safetensors")
+
+    def upscaled(strength, **more):
+        profile = Profile(variant="nano", scale=2.0, dino_strength=strength, **more).resolved()
+        with open_engine(EngineSettings(device="cpu")) as engine:
+            return engine.upscale(Picture(tiny.photo(24, 24)), profile, 1).picture.pixels
+
+    given = {"dino_mode": "tokens", "dino_adapter": str(tmp_path / "adapter.safetensors")}
+    bundled, zero, one = upscaled(0.0), upscaled(0.0, **given), upscaled(1.0, **given)
+    assert np.array_equal(bundled, zero)
+    assert not np.array_equal(bundled, one)
+
+
+def test_what_tokens_change_is_told_for_every_mode_and_strength(toy, images, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for seed in (0, 1):
+        pixels = (tiny.photo(64, 96, seed=seed) * 255).round().astype(np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{seed}.png")
+    figures = nano_adapter.main(
+        nano_adapter_options(
+            toy, images, tmp_path / "out", seconds=0.0, steps=0, validate=pictures,
+            judge=NANO / "dino",
+        )
+    )  # fmt: skip
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    assert len(figures) == len(judged.MODES) * len(judged.STRENGTHS)
+    for name, figure in figures.items():
+        assert figure["psnr_y"] > 5
+        for encoder in ("own", "judge"):
+            assert 0 <= figure[encoder]["to_source"] <= 2
+            assert 0 <= figure[encoder]["to_truth"] <= 2
+        if name.endswith("@0"):
+            assert figure["psnr_y_less"] == figure["better"] == 0
+
+
+def test_an_adapter_of_another_encoder_is_not_tuned(toy, images, tmp_path):
+    options = nano_adapter_options(toy, images, tmp_path, dino=NANO / "dino")
+    with pytest.raises(ConfigError, match="encoder"):
+        nano_adapter.main(options)
+
+
+# --- an adapter for FLUX.1 ------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

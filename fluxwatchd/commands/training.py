@@ -14,6 +14,7 @@ from fluxwatchd.commands.lazy import Entry, LazyGroup
 TRAINERS = {
     "nano": Entry("fluxwatchd.training.nano", "The nano model, from a folder of pictures."),
     "dino": Entry("fluxwatchd.training.dino", "The small DINO encoder that goes with nano."),
+    "nano-adapter": Entry("fluxwatchd.training.nano_adapter", "nano's DINO adapter alone."),
     "adapter": Entry("fluxwatchd.training.adapter", "A DINO adapter for FLUX.1."),
 }
 

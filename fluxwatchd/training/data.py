@@ -148,6 +148,11 @@ def turn(pixels: Tensor) -> Tensor:
     return pixels
 
 
+def inner(picture: Tensor, edge: int) -> Tensor:
+    """(..., H, W) without ``edge`` px at every side."""
+    return picture[..., edge : picture.shape[-2] - edge, edge : picture.shape[-1] - edge]
+
+
 @lru_cache(maxsize=512)
 def table(
     length: int, span: tuple[float, float], size: int, kernel: Kernel, device: torch.device

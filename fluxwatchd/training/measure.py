@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from fluxwatchd.engine import dino
-from fluxwatchd.engine.flux import pack, unpack, velocity
+from fluxwatchd.engine.flux import Tokens, pack, unpack, velocity
+from fluxwatchd.engine.projector import Projector
 from fluxwatchd.training import common, data
 from fluxwatchd.training.modules import Nano
 
@@ -130,6 +131,15 @@ def features(encoder: dino.DinoEncoder, spec: Any, small: Tensor, seen: Pairs) -
     return found
 
 
+@torch.no_grad()
+def tokens_of(projector: Projector, source: list[dino.Features], seen: Pairs) -> list[Tokens]:
+    """The tokens of every tile, of its ``source`` features."""
+    return [
+        projector.tokens(found, ((rows[1] - rows[0]) // UNIT, (columns[1] - columns[0]) // UNIT))
+        for (rows, columns), found in zip(tiles(seen), source, strict=True)
+    ]
+
+
 def ablation(nano: Nano, folder: Path, device: torch.device, log: common.Log) -> dict[str, Any]:
     """nano with two steps, and img2img from sigma .6 and .8, at DINO strengths 0 to 1."""
     seen = pairs(folder, device)
@@ -137,11 +147,7 @@ def ablation(nano: Nano, folder: Path, device: torch.device, log: common.Log) ->
     tokens, source = None, None
     if nano.encoder and nano.projector:
         source = features(nano.encoder, nano.projector.spec, seen.small, seen)
-        tokens = []
-        for (rows, columns), found in zip(tiles(seen), source, strict=True):
-            grid = ((rows[1] - rows[0]) // UNIT, (columns[1] - columns[0]) // UNIT)
-            with torch.no_grad():
-                tokens.append(nano.projector.tokens(found, grid))
+        tokens = tokens_of(nano.projector, source, seen)
     modes = {
         "nano": ([1.0, 0.5, 0.0], False),
         "img2img_.6": ([0.6, 0.45, 0.3, 0.15, 0.0], True),

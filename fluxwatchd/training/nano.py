@@ -397,9 +397,8 @@ class Batch:
     features: Features | None
 
 
-def tile_shape(options: NanoOptions, step: int) -> Grid:
+def tile_shape(side: int, step: int) -> Grid:
     """Squares, and once they are of native size also oblongs, as the even tile grid makes them."""
-    side = options.tile
     if side < 256 or step % 2 == 0:
         return side, side
     return (side + 32, side - 32) if step % 4 == 1 else (side - 32, side + 32)
@@ -409,7 +408,7 @@ def tile_shape(options: NanoOptions, step: int) -> Grid:
 def make_batch(options: NanoOptions, nano: Nano, pictures: data.Pictures, step: int) -> Batch:
     """Crops with surroundings, made small as users' pictures are, and enlarged again."""
     device = pictures.device
-    tall, wide = tile_shape(options, step)
+    tall, wide = tile_shape(options.tile, step)
     size = (tall + 2 * SURROUNDINGS, wide + 2 * SURROUNDINGS)
     scale = 4.0 if CHANCE.random() < 0.5 else CHANCE.uniform(1.5, 4)
     rgb = pictures.crops(options.batch, size, CHANCE.choice((1.0, 1.0, 1.35, 1.7)))
@@ -418,11 +417,8 @@ def make_batch(options: NanoOptions, nano: Nano, pictures: data.Pictures, step: 
     small = data.shrink(rgb, scale, options.batch // 2)
     base = data.enlarge(small, size)
     rgb, base, small = rgb[order], base[order], small[order]
-    edge = SURROUNDINGS if CHANCE.random() < 0.2 else SURROUNDINGS - HALO
     with common.autocast(device):
-        both = [_inner(picture, edge) for picture in (rgb, base)]
-        inner = (SURROUNDINGS - edge) // 4
-        clean, source = (pack(_inner(nano.encode(picture), inner)) for picture in both)
+        clean, source = latents_of(nano, rgb, base)
         grid = (tall // UNIT, wide // UNIT)
         bare = options.bare and step % options.bare == options.bare - 1
         features = None
@@ -430,11 +426,14 @@ def make_batch(options: NanoOptions, nano: Nano, pictures: data.Pictures, step: 
             features = data.see(
                 nano.encoder, nano.projector.spec, small, grid, (UNIT, SURROUNDINGS)
             )
-    return Batch(_inner(rgb, SURROUNDINGS), clean, source, grid, features)
+    return Batch(data.inner(rgb, SURROUNDINGS), clean, source, grid, features)
 
 
-def _inner(picture: Tensor, edge: int) -> Tensor:
-    return picture[..., edge : picture.shape[-2] - edge, edge : picture.shape[-1] - edge]
+def latents_of(nano: Nano, *pictures: Tensor) -> list[Tensor]:
+    """The packed latents of tiles with SURROUNDINGS; the autoencoder mostly sees a HALO of them."""
+    edge = SURROUNDINGS if CHANCE.random() < 0.2 else SURROUNDINGS - HALO
+    cells = (SURROUNDINGS - edge) // 4
+    return [pack(data.inner(nano.encode(data.inner(one, edge)), cells)) for one in pictures]
 
 
 def batch_loss(
@@ -491,8 +490,8 @@ def batch_loss(
         flow = torch.cat(
             [flow[:first], flow[first:second] * sigma[first:second] ** 2, flow[second:]]
         )
-    shown = _inner(batch.truth[: second + count // 8], UNIT // 2)
-    error = (_inner(pixels, UNIT // 2) - shown).abs().mean((1, 2, 3))
+    shown = data.inner(batch.truth[: second + count // 8], UNIT // 2)
+    error = (data.inner(pixels, UNIT // 2) - shown).abs().mean((1, 2, 3))
     seen.add(
         first=flow[:first].mean(),
         second=flow[first:second].mean(),

@@ -21,7 +21,7 @@ from fluxwatchd.errors import ConfigError
 from fluxwatchd.training import common
 
 SUFFIX = ".state.safetensors"
-FREE = frozenset({"output", "validate", "save_every", "compile"})
+FREE = frozenset({"output", "validate", "judge", "save_every", "compile"})
 """Options that may be others when a run goes on."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,21 @@ def test_an_end_may_drop_what_is_not_begun() -> None:
     threading.Timer(0.1, hands.go.set).start()
     crew.close(tuple, drop=True)
     assert hands.done == 0
+
+
+class Picture:
+    """What a task has."""
+
+    def look(self) -> None:
+        """A task."""
+
+
+def test_a_thread_that_waits_keeps_nothing_of_the_last_task() -> None:
+    stints = Stints()
+    crew = Crew(1, "crew", stints)
+    picture = Picture()
+    known = weakref.ref(picture)
+    crew.submit(WELL, "a.png", picture.look)
+    del picture
+    until(lambda: known() is None, "its end")
+    crew.close(lambda: ())

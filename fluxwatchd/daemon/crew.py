@@ -82,6 +82,7 @@ class Crew:
                 with self._stints.one(folder, file):
                     task()
             finally:
+                del task  # it has a whole picture, which is not to be kept until the next one comes
                 with self._change:
                     self._at_work.remove(folder.inbox)
                     self._change.notify_all()

@@ -257,7 +257,7 @@ class Floor:
         now, silent = self._clock(), self._see_to_silence()
         for stuck in self.patience.due(now, silent):
             self._hand(stuck.waiting, stuck.job, stuck.linger.again, stuck.end, stuck.linger)
-        self._queue.hold(self.patience.held(now) | silent)
+        self._queue.hold(self._held())
         if not self.ready():
             return
         tally, lanes = self.tally, len(self.workers)
@@ -278,6 +278,13 @@ class Floor:
     def silent(self) -> frozenset[Path]:
         """The inboxes of folders that do not answer."""
         return self._inboxes.silent() | self.held_up().keys()
+
+    def _held(self) -> frozenset[Path]:
+        """The inboxes of which nothing is taken now: a place of the folder takes or says nothing.
+
+        By where the folder is now: after a reload it may be well while a thread waits for the old.
+        """
+        return self.patience.held(self._clock()) | self._inboxes.silent()
 
     def held_up(self) -> dict[Path, list[str]]:
         """The files that readers and writers are in the middle of and whose folders do not answer.
@@ -401,10 +408,10 @@ class Floor:
 
     def _abandon(self, waits: Waits) -> None:
         """At a stop: what lies on a share that does not answer is the next start's to remove."""
-        if waits.job.folder.inbox in self._inboxes.silent():
-            self._journal.give_back(waits.job.id)
-        else:
+        if answers.given(waits.job.folder.places, answers.HASTE):
             self._handover.abandon(waits)
+        else:
+            self._journal.give_back(waits.job.id)
 
     def _hold_back(self, inbox: Path) -> None:
         """Pictures that were read for an outbox that takes nothing now go back undone."""
@@ -456,7 +463,7 @@ class Floor:
     def refuse_hopeless(self) -> None:
         """Files that have been empty for settle_timeout, and that nobody is writing to."""
         for waiting in self._inboxes.hopeless():
-            if waiting.folder.inbox in self._silent:
+            if waiting.folder.inbox in self._inboxes.silent():
                 continue
             if is_written(waiting):
                 self._not_yet(NotYet(waiting, "later"))
@@ -568,7 +575,7 @@ class Floor:
         self._inboxes.is_ready(prepared.waiting)
         if prepared.waiting.key in self._cancelled:
             self._set_aside_cancelled(prepared)
-        elif prepared.waiting.folder.inbox in self.patience.held(self._clock()) | self._silent:
+        elif prepared.waiting.folder.inbox in self._held():
             self._put_back(prepared)
         else:
             self.tally.ready.append(prepared)

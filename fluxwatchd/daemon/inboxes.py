@@ -218,7 +218,7 @@ class Inboxes:
 
     def pending(self) -> bool:
         """Whether anything waits, settles, or is under way. Held files do not count."""
-        if self._dirty or not self._queue.empty_but(lambda _: False):
+        if self._dirty or not self._queue.empty_but(lambda _: False, self.silent()):
             return True
         views = self._views.values()
         return any(view.settling or view.later or view.is_waited_for for view in views)
@@ -229,7 +229,7 @@ class Inboxes:
         if self._dirty or any(view.settling or view.is_waited_for for view in views):
             return False
         wall = time.time()
-        return self._queue.empty_but(lambda waiting: not self._may(waiting, wall))
+        return self._queue.empty_but(lambda waiting: not self._may(waiting, wall), self.silent())
 
     def unseen(self) -> dict[str, str]:
         """Places in which pictures may lie that nobody could look into, and why."""

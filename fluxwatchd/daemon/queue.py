@@ -114,9 +114,11 @@ class TurnQueue:
         """How many files wait in one folder."""
         return len(self._lanes[inbox].files) if inbox in self._lanes else 0
 
-    def empty_but(self, parked: Callable[[Waiting], bool]) -> bool:
-        """Whether nothing is under way and all that waits is ``parked``."""
-        if self._busy:
+    def empty_but(
+        self, parked: Callable[[Waiting], bool], silent: frozenset[Path] = frozenset()
+    ) -> bool:
+        """Whether nothing is under way, but in ``silent`` inboxes, and what waits is ``parked``."""
+        if any(inbox not in silent for inbox, _ in self._busy):
             return False
         lanes = self._lanes.values()
         return all(

@@ -107,6 +107,7 @@ class Server:
         for place, why in unseen.items():
             log.error("could not be looked into", place=place, why=why)
         left = floor.patience.sources() or self._is_put_off or self._inboxes.closed
+        left = left or (self._inboxes.silent() and not self._signals)
         return bool(floor.tally.failed or left or unseen)
 
     # start

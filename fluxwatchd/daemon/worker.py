@@ -145,14 +145,8 @@ class Worker(threading.Thread):
         try:
             self._tell(Warm(self.lane, self.station.open(self.pulse)))
             while (item := self._inbox.get()) is not None:
-                if isinstance(item, Trial):
-                    self._tell(Tried(self.lane, self.station.try_out(item, self.pulse)))
-                elif isinstance(item, Help):
-                    self._tell(self._help(item))
-                else:
-                    with self.station.working():
-                        came = self._do(item)
-                    self._tell(came)
+                self._tell(self._come_of(item))
+                del item  # it has a picture or a model, which are not to be kept until the next
         except Interrupted:
             return  # a stop while loading: cancel() never ends a load
         except FluxwatchdError as error:
@@ -163,6 +157,15 @@ class Worker(threading.Thread):
         finally:
             self.pulse.end()
             self.station.leave()
+
+    def _come_of(self, item: Prepared | Trial | Help) -> Event:
+        """Do it."""
+        if isinstance(item, Trial):
+            return Tried(self.lane, self.station.try_out(item, self.pulse))
+        if isinstance(item, Help):
+            return self._help(item)
+        with self.station.working():
+            return self._do(item)
 
     def _help(self, item: Help) -> Home:
         """Tiles of another device's picture. Raises EngineLost if this device broke."""

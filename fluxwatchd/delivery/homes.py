@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 from fluxwatchd import trees
+from fluxwatchd.config import answers
 from fluxwatchd.mounts import share_of
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Homes:
             before = self._remembered().get(key)
         if before == point:
             return
-        gone = before is not None and share_of(Path(before)) != before  # it may hang: no lock
+        gone = before is not None and _is_gone(Path(before))  # it may hang: no lock
         with self._lock:
             if before is not None and gone and self._is_meant(key):
                 raise Away(root, before, self._file)
@@ -96,3 +97,8 @@ class Homes:
         aside.replace(self._file)
         with trees.folder(self._file.parent) as folder:
             trees.sync_folder(folder)
+
+
+def _is_gone(point: Path) -> bool:
+    """Whether nothing is mounted there any more; a share that does not answer still is."""
+    return answers.given([point], answers.HASTE) and share_of(point) != os.fspath(point)

@@ -53,12 +53,15 @@ def upscale(
     state_dir = settings.daemon.state_dir
     opened = partial(open_engine, settings.engine, state_dir=state_dir)
     free = others if profile.fusion == "final" else ()
+    first_beat = partial(_beat, watch, files[0])
     with (
         _stoppable() as stop,
         ThreadPoolExecutor(1, thread_name_prefix="reader") as reader,
         _Outgoing(state_dir) as outgoing,
         opened(device=first) as engine,
-        Helpers([opened(device=one) for one in free], profile) as helpers,
+        Helpers(
+            _others(free, opened, warm=partial(engine.warm, profile, first_beat(stop))), profile
+        ) as helpers,
     ):
         upcoming = [reader.submit(_take, files[0], output, profile)]
         for number, file in enumerate(files):
@@ -77,6 +80,15 @@ def upscale(
                 if watch is not None:
                     watch.end(str(file))
     return 1 if outgoing.failed else 0
+
+
+def _others(
+    names: Sequence[str], opened: Callable[..., Engine], *, warm: Callable[[], object]
+) -> list[Engine]:
+    """The engines of other devices, once the pictures' own is warm: they load one by one."""
+    if names:
+        warm()
+    return [opened(device=name) for name in names]
 
 
 class _Outgoing:

@@ -106,9 +106,9 @@ class Server:
         unseen = {} if self._signals else self._inboxes.unseen()  # told to stop, it need not look
         for place, why in unseen.items():
             log.error("could not be looked into", place=place, why=why)
+        silent = () if self._signals else self._inboxes.silent()
         left = floor.patience.sources() or self._is_put_off or self._inboxes.closed
-        left = left or (self._inboxes.silent() and not self._signals)
-        return bool(floor.tally.failed or left or unseen)
+        return bool(floor.tally.failed or left or unseen or silent)
 
     # start
 

@@ -233,7 +233,9 @@ class Apart:
             order = self._denoising(latent, sigmas, predict, indices)
         share = Share(len(indices), order, done=before.done)
         pen = _Pen(share, keeper, finished, predict.batch, steps)
-        first_run = share.take_own(len(begun) or predict.batch.size)  # what was begun is its own
+        first_run = share.take_own(
+            predict.batch.size, now=len(begun) or None
+        )  # what was begun is its own
         with self._offered(share):
             while self._gather(share, pen) < share.count:
                 run, first_run = first_run or share.take_own(predict.batch.size), None

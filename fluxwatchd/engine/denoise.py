@@ -143,7 +143,7 @@ class Predictor:
             )
         framed = frame(latents, phase, model.packing)
         rows, columns = (side // model.packing for side in framed.shape[2:])
-        level = torch.full((len(indices),), sigma, device=model.device)
+        level = torch.full((len(indices),), sigma, device=model.device, dtype=torch.float32)
         velocity = flux.velocity(
             model.transformer,
             flux.pack(framed.to(model.dtype)),

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fluxwatchd.engine import faults
+from fluxwatchd.engine import faults, library
 from fluxwatchd.engine.eyeplaces import MODEL_TYPES
 from fluxwatchd.engine.resample import Box, Grid, resample
 from fluxwatchd.engine.tensorcache import TensorCache
@@ -99,7 +99,8 @@ class DinoEncoder:
                 )
             stored: torch.dtype | None = getattr(config, "dtype", None)
             # to load in another dtype than torch's default makes that every thread's default
-            model = AutoModel.from_pretrained(name, dtype=torch.float32 if stored else "auto")
+            wide = torch.float32 if stored else "auto"
+            model = library.from_pretrained(AutoModel, name, dtype=wide)
             if stored is not None:
                 model.to(stored)
         except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
@@ -145,7 +146,10 @@ class DinoEncoder:
         size = (grid[0] * self.patch, grid[1] * self.patch)
         if tuple(pixels.shape[-2:]) != size:
             pixels = resample(pixels, size).clamp(0, 1)
-        mean, std = (torch.tensor(v, device=pixels.device)[:, None, None] for v in (MEAN, STD))
+        mean, std = (
+            torch.tensor(v, device=pixels.device, dtype=torch.float32)[:, None, None]
+            for v in (MEAN, STD)
+        )
         pixels = (pixels - mean) / std
         output = self.model(pixels.to(next(self.model.parameters())), output_hidden_states=True)
         states: tuple[Tensor, ...] = output.hidden_states

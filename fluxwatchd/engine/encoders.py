@@ -9,7 +9,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from fluxwatchd.engine import layouts, weights
+from fluxwatchd.engine import layouts, library, weights
 from fluxwatchd.engine.faults import first_line
 from fluxwatchd.engine.hub import has_tokenizer, no_tokenizer
 from fluxwatchd.errors import ConfigError
@@ -89,8 +89,8 @@ def load_t5(path: Path, dtype: torch.dtype) -> Any:
 def _from_folder(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
     """transformers' own loading, safetensors only."""
     try:
-        module, report = kind.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True,
+        module, report = library.from_pretrained(
+            kind, folder, dtype=dtype, use_safetensors=True, local_files_only=True,
             output_loading_info=True,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
@@ -105,8 +105,8 @@ def _from_folder(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
 def _from_state(kind: Any, config: Any, state: Any, path: Path, dtype: torch.dtype) -> Any:
     """The same from a file's tensors."""
     try:
-        module, report = kind.from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+        module, report = library.from_pretrained(
+            kind, None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigError(

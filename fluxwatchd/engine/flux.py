@@ -52,7 +52,7 @@ def unpack(packed: Tensor, grid: tuple[int, int]) -> Tensor:
 def image_ids(grid: tuple[int, int], device: torch.device) -> Tensor:
     """(N, 3): 0, row, column of every token; float32, counted from the tile's own corner."""
     rows, columns = grid
-    ids = torch.zeros(rows, columns, 3, device=device)
+    ids = torch.zeros(rows, columns, 3, device=device, dtype=torch.float32)
     ids[..., 1] = torch.arange(rows, device=device)[:, None]
     ids[..., 2] = torch.arange(columns, device=device)[None, :]
     return ids.reshape(-1, 3)
@@ -81,7 +81,7 @@ def velocity(
     b = latents.shape[0]
     hidden = _with_source(transformer, latents, source)
     states = text.states.expand(b, -1, -1)
-    text_ids = torch.zeros(states.shape[1], 3, device=latents.device)
+    text_ids = torch.zeros(states.shape[1], 3, device=latents.device, dtype=torch.float32)
     extra: dict[str, Any] = {}
     lowrank.use(transformer, 0.0 if tokens is None else dino_strength)
     if tokens is not None and dino_strength > 0:

@@ -298,7 +298,8 @@ class SmallDecoder:
         grid = plan(height, width, WINDOW // factor, OVERLAP_CELLS)
         if len(grid.tiles) == 1:
             return self.vae.decode(latents)
-        out = torch.zeros(1, 3, height * factor, width * factor, device=latents.device)
+        size = (1, 3, height * factor, width * factor)
+        out = torch.zeros(size, device=latents.device, dtype=torch.float32)
         for tile, weight in zip(grid.tiles, grid.weights(factor), strict=True):
             part = latents[..., *tile.cut()]
             # one window's activations at a time: they are computed again for the gradient

@@ -127,10 +127,11 @@ class Holding:
 
 
 def tidy(device: torch.device) -> None:
-    """Give back what nobody holds any more."""
+    """Give back what nobody holds any more, of the device and of the host's locked memory."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        torch.accelerator.empty_host_cache()
 
 
 def fill(

@@ -150,7 +150,7 @@ def token_ids(grid: Grid, cells: Grid, count: int, device: torch.device | str) -
     A cell sits at its centre, so positions have fractions; the whole, and the padding behind the
     cells, at the tile's centre.
     """
-    ids = torch.zeros(count, 3, device=device)
+    ids = torch.zeros(count, 3, device=device, dtype=torch.float32)
     ids[:, 1], ids[:, 2] = (grid[0] - 1) / 2, (grid[1] - 1) / 2
     rows, columns = cells
     places = ids[1 : 1 + rows * columns].view(rows, columns, 3)

@@ -84,14 +84,16 @@ class Share:
 
     # the owner
 
-    def take_own(self, size: int) -> Run | None:
+    def take_own(self, size: int, *, now: int | None = None) -> Run | None:
         """The owner's next run, of ``size`` tiles from now on; None while others have the last.
 
-        A helper's that is overdue is done again.
+        ``now``: this one's own size. A helper's that is overdue is done again.
         """
         with self._changed:
+            self._size = now or size
+            run = self._take(helper=False) or self._overdue()
             self._size = size
-            return self._take(helper=False) or self._overdue()
+            return run
 
     def finish_own(self, run: Run) -> bool:
         """The owner has done a run; False if a helper was sooner."""
@@ -127,6 +129,8 @@ class Share:
         with self._changed:
             self._closed = True
             self._out.clear()
+            self._brought.clear()
+            self.order = None  # it has the owner's model
 
     @property
     def finished(self) -> int:

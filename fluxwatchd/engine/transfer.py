@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -13,8 +14,8 @@ from fluxwatchd.engine.tiles import Grid
 
 Floats = NDArray[np.float32]
 
-MOST_LOCKED = 1 << 30
-"""Bytes of host memory that a copy may lock in place; a larger one is waited for."""
+MOST_LOCKED = 1 << 28
+"""Bytes of host memory that a copy may lock; a larger copy is waited for."""
 
 
 def locked(values: Floats | Tensor, device: torch.device) -> Tensor:
@@ -22,7 +23,9 @@ def locked(values: Floats | Tensor, device: torch.device) -> Tensor:
     tensor = torch.as_tensor(values)
     if device.type != "cuda" or tensor.device.type != "cpu" or tensor.nbytes > MOST_LOCKED:
         return tensor
-    return tensor.pin_memory()
+    with suppress(RuntimeError):  # the host has no memory to lock
+        return tensor.pin_memory()
+    return tensor
 
 
 def send(values: Floats | Tensor, device: torch.device) -> Tensor:
@@ -36,15 +39,24 @@ def weights(grid: Grid, per: int, device: torch.device) -> Iterator[Tensor]:
     return (torch.outer(rows[tile.row], columns[tile.column]) for tile in grid.tiles)
 
 
+def _room_for(tensor: Tensor) -> Tensor | None:
+    """Locked host memory for what lies on a GPU; None if there is none, or it is no GPU."""
+    if tensor.device.type == "cuda" and tensor.nbytes <= MOST_LOCKED:
+        with suppress(RuntimeError):  # the host has no memory to lock
+            return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return None
+
+
 class Arriving:
     """A tensor on its way to the host, behind what is queued on its device."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
-        if tensor.device.type != "cuda" or tensor.nbytes > MOST_LOCKED:
+        room = _room_for(tensor)
+        if room is None:
             self._host = tensor.cpu()
             return
-        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._host = room
         self._host.copy_(tensor, non_blocking=True)
         self._event = torch.cuda.Event(blocking=True)
         self._event.record(torch.cuda.current_stream(tensor.device))

@@ -60,7 +60,7 @@ def _tune(model: Model, text: Text, settings: EngineSettings, beat: Beat) -> Mod
     side = model.variant.native_tile // model.unit
     tokens = side * side + text.states.shape[1]
     beat("compile", 0, 3)
-    attention = _set_attention(model, tokens)
+    attention = _set_attention(model, tokens, alone=len(memory.find_devices(settings)) == 1)
     beat("compile", 1, 3)
     most = memory.most_tiles(settings, str(model.device), tokens, model.width, model.dtype.itemsize)
     full = kernels.full_at(lambda n: evaluate(model, text, side, n), tokens, model.device, most)
@@ -70,9 +70,6 @@ def _tune(model: Model, text: Text, settings: EngineSettings, beat: Beat) -> Mod
     reason = reason or next(iter(kernels.reasons(plan, model.device)), None)
     reason = reason or _compile(model, text, side)
     beat("compile", 3, 3)
-    if reason is not None and len(memory.find_devices(settings)) > 1:
-        attention = NATIVE  # the only one that, run as written, needs no such switch
-        cast(Any, model.transformer).set_attention_backend(attention)
     tuning = Tuning(attention, reason is None, reason, full)
     log.info(
         "tuned for %s: attention %s, %s, full with %d tokens",
@@ -88,17 +85,23 @@ def _tune(model: Model, text: Text, settings: EngineSettings, beat: Beat) -> Mod
     return replace(model, tuning=tuning, notes=notes, vae=vae)
 
 
-def _set_attention(model: Model, tokens: int) -> str:
-    """Measure, and let the transformer use what was fastest."""
+def _set_attention(model: Model, tokens: int, *, alone: bool) -> str:
+    """Measure, and let the transformer use what was fastest.
+
+    Where it is not ``alone``: the one that needs no switch of the whole process, by which it
+    would take another device's DINO or autoencoder the attention that these need.
+    """
     module: Any = cast(Any, model.transformer)
     config = module.config
-    attention = kernels.fastest_attention(
-        model.device,
-        model.dtype,
-        heads=config.num_attention_heads,
-        size=config.attention_head_dim,
-        tokens=tokens,
-    )
+    attention = NATIVE
+    if alone:
+        attention = kernels.fastest_attention(
+            model.device,
+            model.dtype,
+            heads=config.num_attention_heads,
+            size=config.attention_head_dim,
+            tokens=tokens,
+        )
     module.set_attention_backend(attention)
     return attention
 

@@ -159,9 +159,9 @@ def _in_windows(vae: Vae, work: Callable[[int], Work]) -> Work:
 
 def _encode(vae: Vae, pixels: Tensor, side: int, beat: Beat) -> Tensor:
     height, width = pixels.shape[0] // vae.factor, pixels.shape[1] // vae.factor
-    out = torch.zeros(vae.channels, height, width, device=vae.device)
+    out = torch.zeros(vae.channels, height, width, device=vae.device, dtype=torch.float32)
     for tile, weight in _walk(_windows(vae, height, width, side), 1, "encode", beat, vae.device):
-        window = transfer.send(pixels[tile.cut(vae.factor)], vae.device)
+        window = transfer.send(pixels[tile.cut(vae.factor)].contiguous(), vae.device)
         latents = vae.encode(window.permute(2, 0, 1)[None])[0]
         out[:, *tile.cut()] += latents * weight
     return out
@@ -172,7 +172,7 @@ def _decode(vae: Vae, latents: Tensor, side: int, beat: Beat) -> Tensor:
     height, width = rows * vae.factor, columns * vae.factor
     windows = _windows(vae, rows, columns, side)
     home = vae.device if _has_room(vae.device, 12 * height * width) else torch.device("cpu")
-    out = torch.zeros(height, width, 3, device=home)
+    out = torch.zeros(height, width, 3, device=home, dtype=torch.float32)
     for tile, weight in _walk(windows, vae.factor, "decode", beat, home):
         pixels = vae.decode(latents[None, :, *tile.cut()])[0].permute(1, 2, 0).to(home)
         out[tile.cut(vae.factor)] += pixels * weight[..., None]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from house import until
 
-from fluxwatchd.config import Folder
+from fluxwatchd.config import Folder, answers
 from fluxwatchd.daemon.crew import Crew
+from fluxwatchd.daemon.queue import TurnQueue, Waiting
 from fluxwatchd.daemon.stints import Stints
+from fluxwatchd.delivery import Homes
+from fluxwatchd.intake.scan import Entry
 
 HANGS = Folder(inbox=Path("/share/in"), outbox=Path("/share/out"))
 WELL = Folder(inbox=Path("/disk/in"), outbox=Path("/disk/out"))
@@ -106,3 +111,37 @@ def test_a_thread_that_waits_keeps_nothing_of_the_last_task() -> None:
     del picture
     until(lambda: known() is None, "its end")
     crew.close(lambda: ())
+
+
+def test_what_a_silent_share_holds_up_is_not_waited_for() -> None:
+    queued = TurnQueue()
+    taken = Waiting(HANGS, Entry("a.png", 1, 1, 0, 1, 0))
+    queued.claim(taken)
+    assert not queued.empty_but(lambda _: False)
+    assert not queued.empty_but(lambda _: False, frozenset({WELL.inbox}))
+    assert queued.empty_but(lambda _: False, frozenset({HANGS.inbox}))
+    queued.done(taken.key)
+    assert queued.empty_but(lambda _: False)
+
+
+def test_a_folder_that_lies_elsewhere_now_does_not_wait_for_the_share_where_it_lay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, answered = tmp_path / "old", threading.Event()
+    visit = answers.visit
+
+    def hangs(place: Path, tell: Callable[[Path], None]) -> None:
+        """As visit(), but that `old` answers late."""
+        if place == old:
+            tell(old)
+            assert answered.wait(60)
+        visit(place, tell)
+
+    monkeypatch.setattr(answers, "visit", hangs)
+    monkeypatch.setattr(answers, "HASTE", 0.2)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (tmp_path / "mounts.json").write_text(json.dumps({str(folder): str(old)}))
+    Homes(tmp_path / "mounts.json").check(folder)  # else: Away, or a wait for the share
+    answered.set()
+    until(lambda: answers.silent([old], 0.0) is None, "the late answer")

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
-from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 
 sys.path.insert(0, str(Path(__file__).parent))
-from full_size import write_comfy
+from full_size import half, paint, write_comfy
 
 from fluxwatchd.bench.options import command_line, run_as_script, save_option
 from fluxwatchd.bench.randomflux import FULL, TINY, RandomFlux, Shapes, state
@@ -99,16 +97,11 @@ def prepare(place: Path, shapes: Shapes, device: torch.device, side: int) -> Non
     """Write FLUX.1 as ComfyUI keeps it, an encoder, and some pictures of ``side`` px."""
     config = {**shapes.transformer, "guidance_embeds": False}
     made = {k: w.read().bfloat16().cpu() for k, w in state(config, device).items()}
-    vae = RandomFlux(shapes).vae(torch.device("cpu"), torch.bfloat16).module.state_dict()
-    parts = {k: v.bfloat16().contiguous() for k, v in vae.items()}
-    write_comfy(place / "models", made, parts, shapes)
+    vae = RandomFlux(shapes).vae(torch.device("cpu"), torch.bfloat16)
+    write_comfy(place / "models", made, half(vae.module.state_dict()), shapes)
     encoder = Dinov2Model(Dinov2Config(patch_size=14, image_size=518, **shapes.dino))
     encoder.save_pretrained(place / "dino")
-    (place / "pictures").mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(4):
-        small = Image.fromarray(rng.integers(0, 256, (side // 16, side // 16, 3), np.uint8))
-        small.resize((side, side), Image.Resampling.BICUBIC).save(place / f"pictures/{i}.png")
+    paint(place / "pictures", 4, side)
 
 
 def run(place: Path, case: Case, steps: int) -> Timed:

@@ -111,10 +111,11 @@ def text_encoders(shapes: Shapes) -> tuple[Tensors, Tensors]:
     )  # fmt: skip
     words = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in clip.state_dict().items()}
     states = {k: v for k, v in t5.state_dict().items() if k != "encoder.embed_tokens.weight"}
-    return _half(words), _half(states)
+    return half(words), half(states)
 
 
-def _half(found: Mapping[str, Tensor]) -> Tensors:
+def half(found: Mapping[str, Tensor]) -> Tensors:
+    """Tensors in bfloat16, as files have them."""
     return {k: v.bfloat16().contiguous() for k, v in found.items() if "position_ids" not in k}
 
 
@@ -163,6 +164,15 @@ def read_back(files: list[Path], made: Mapping[str, Tensor]) -> tuple[float, boo
     return time.perf_counter() - start, equal
 
 
+def paint(folder: Path, count: int, side: int) -> None:
+    """``count`` soft random pictures of ``side`` px into a new folder."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        small = Image.fromarray(rng.integers(0, 256, (side // 16, side // 16, 3), np.uint8))
+        small.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
+
+
 # --- the daemon -----------------------------------------------------------------------------
 
 CONFIG = """
@@ -190,13 +200,8 @@ def backlog(root: Path, model: Path, plan: str, count: int, side: int) -> dict[s
     from fluxwatchd import daemon
     from fluxwatchd.config import load
 
-    (root / "inbox").mkdir(parents=True)
     (root / "config.toml").write_text(CONFIG.format(model=model, plan=plan))
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        small = Image.fromarray(rng.integers(0, 256, (side // 16, side // 16, 3), np.uint8))
-        picture = small.resize((side, side), Image.Resampling.BICUBIC)
-        picture.save(root / "inbox" / f"{i:02d}.png")
+    paint(root / "inbox", count, side)
     with _watched() as seen:
         if daemon.serve(load(root / "config.toml"), until_idle=True):
             raise RuntimeError("the daemon did not do every picture")
@@ -252,7 +257,7 @@ def measure(place: Path, shapes: Shapes, *, count: int, side: int, plan: str) ->
     drawn = state(config, torch.device(device))
     made = {name: weight.read().bfloat16().cpu() for name, weight in drawn.items()}
     vae = RandomFlux(shapes).vae(torch.device("cpu"), torch.bfloat16)
-    parts = _half(vae.module.state_dict())
+    parts = half(vae.module.state_dict())
     size = sum(tensor.nbytes for tensor in made.values()) / 1e9
     found: dict[str, Any] = {}
 

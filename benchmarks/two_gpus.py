@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import queue
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from typing import Any
 import click
 import torch
 
-from fluxwatchd.bench.fluxspeed import Case, Setting
+from fluxwatchd.bench.fluxspeed import Case, Setting, lap
 from fluxwatchd.bench.options import command_line, run_as_script, save_option
 from fluxwatchd.bench.randomflux import FULL, TINY, RandomFlux, Shapes
 from fluxwatchd.bench.report import machine, table
@@ -116,13 +116,6 @@ class Same:
 def tell(text: str) -> None:
     """Say how far it is."""
     click.echo(f"{time.strftime('%H:%M:%S')} {text}", err=True)
-
-
-def lap(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that ``work`` takes, and what it gives."""
-    start = time.perf_counter()
-    made = work()
-    return time.perf_counter() - start, made
 
 
 def digest(done: Upscaled) -> str:

@@ -231,7 +231,7 @@ def _case(engine: ResidentEngine, setting: Setting, case: Case, ready: float) ->
     profile, picture = setting.profile(case), Picture(ramp(setting.side))
     _reset(setting.device)
     engine.upscale(picture, profile, 0)
-    apart = [_lap(lambda: engine.upscale(picture, profile, 0)) for _ in range(setting.rounds)]
+    apart = [lap(lambda: engine.upscale(picture, profile, 0)) for _ in range(setting.rounds)]
     last = apart[-1][1]
     output = (setting.side * setting.scale) ** 2 / UNIT
 
@@ -241,7 +241,7 @@ def _case(engine: ResidentEngine, setting: Setting, case: Case, ready: float) ->
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             list(pool.map(lambda seed: engine.upscale(picture, profile, seed), range(count)))
 
-    seconds = [_lap(backlog)[0] / count for _ in range(setting.rounds)]
+    seconds = [lap(backlog)[0] / count for _ in range(setting.rounds)]
     busy = busy_share(backlog, setting.device)
     return Timed(
         case=case,
@@ -265,7 +265,8 @@ def _evaluated(done: Upscaled) -> float:
     return sum(w.height * w.width for w in done.tiles.windows) / UNIT
 
 
-def _lap(work: Callable[[], Any]) -> tuple[float, Any]:
+def lap(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds that ``work`` takes, and what it gives."""
     start = time.perf_counter()
     made = work()
     return time.perf_counter() - start, made
@@ -292,13 +293,13 @@ def _peer(setting: Setting, steps: int, *, offload: bool = False) -> Timed:
         one = source.resize((tile, tile))
         loop.one(one, sigmas)
         _reset(device)
-        seconds = [_lap(lambda: loop.one(one, sigmas))[0]]
+        seconds = [lap(lambda: loop.one(one, sigmas))[0]]
         output = evaluated = tile * tile / UNIT
     else:
         loop.upscale(source, setting.scale, sigmas)
         _reset(device)
         rounds = range(setting.rounds)
-        seconds = [_lap(lambda: loop.upscale(source, setting.scale, sigmas))[0] for _ in rounds]
+        seconds = [lap(lambda: loop.upscale(source, setting.scale, sigmas))[0] for _ in rounds]
         output = side * side / UNIT
         evaluated = loop.tiles(side, side) * tile * tile / UNIT
     timed = Timed(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Kind = tuple[object, ...]
 MakeGuide = Callable[[Model, "Plan", Sight, Floats], Guide]
+"""Guidance for one picture: model, plan, what DINO saw, and the source (H, W, 3) it saw."""
 Work = Callable[[Run], Any]
 
 LOOK = 0.2
@@ -233,9 +234,8 @@ class Apart:
             order = self._denoising(latent, sigmas, predict, indices)
         share = Share(len(indices), order, done=before.done)
         pen = _Pen(share, keeper, finished, predict.batch, steps)
-        first_run = share.take_own(
-            predict.batch.size, now=len(begun) or None
-        )  # what was begun is its own
+        # what was begun is its own
+        first_run = share.take_own(predict.batch.size, now=len(begun) or None)
         with self._offered(share):
             while self._gather(share, pen) < share.count:
                 run, first_run = first_run or share.take_own(predict.batch.size), None

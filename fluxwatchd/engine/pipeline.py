@@ -15,7 +15,7 @@ from torch import Tensor
 from fluxwatchd import __version__
 from fluxwatchd.config import Profile
 from fluxwatchd.engine import Beat, color, memory, resize, schedule, sight, stripes, transfer
-from fluxwatchd.engine.apart import Apart
+from fluxwatchd.engine.apart import Apart, MakeGuide
 from fluxwatchd.engine.backprojection import Anchor, anchor_for, enlarges, project_back
 from fluxwatchd.engine.denoise import Batch, Guide, Predictor, cut, denoise, noise
 from fluxwatchd.engine.dino import FeatureCache
@@ -74,10 +74,6 @@ class Plan:
         """Rows and columns of the picture itself in the output."""
         edge = self.margin.output
         return slice(edge, self.output[0] - edge), slice(edge, self.output[1] - edge)
-
-
-MakeGuide = Callable[[Model, Plan, Sight, Floats], Guide]
-"""Guidance for one picture: model, plan, what DINO saw, and the source (H, W, 3) it saw."""
 
 
 @torch.inference_mode()

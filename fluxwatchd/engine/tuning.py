@@ -45,8 +45,9 @@ def tune(model: Model, text: Text, settings: EngineSettings, beat: Beat) -> Mode
 def _alone(beat: Beat) -> Iterator[None]:
     """One device after the other.
 
-    What chooses an attention does so by switches that are the whole process's: of two threads that
-    set them and set them back in turns, the second leaves them as the first had set them.
+    What is measured on one would be slowed by what is compiled for another. And an attention is
+    measured by switches that are the whole process's: of two threads that set them and set them
+    back in turns, the second leaves them as the first had set them.
     """
     while not _tuning.acquire(timeout=LOOK):
         beat("compile", 0, 3)
